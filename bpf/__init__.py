@@ -1,0 +1,1 @@
+"""The kernel side: C sources compiled at start by agent/hooks. This package only makes the files findable."""
