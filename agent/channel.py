@@ -1,0 +1,73 @@
+"""Messages between the agent's roles: JSON datagrams over unix socket pairs the supervisor made, files beside them.
+
+The supervisor keeps both ends of every pair open, so a role that dies leaves its channel to its successor and nothing
+queued is lost. SOCK_SEQPACKET and SOCK_DGRAM keep message borders: a sender killed half-way leaves no half message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+MAX_MESSAGE = 64 * 1024
+MAX_FILES = 4
+MAX_FILE_BYTES = 64 * 1024 * 1024
+
+Message = dict[str, Any]
+
+
+def pair(kind: socket.SocketKind = socket.SOCK_SEQPACKET) -> tuple[socket.socket, socket.socket]:
+    left, right = socket.socketpair(socket.AF_UNIX, kind)
+    for end in (left, right):
+        end.setblocking(False)
+    return left, right
+
+
+def send(channel: socket.socket, message: Mapping[str, Any], body: bytes | None = None) -> bool:
+    """Send one message, with `body` in a memory file when given; False when the peer does not keep up or is gone."""
+    data = json.dumps(message).encode()
+    with contextlib.ExitStack() as stack:
+        files: list[int] = []
+        if body is not None:
+            files.append(os.memfd_create(f"underpass-{message.get('type', 'body')}"))
+            stack.callback(os.close, files[0])
+            _write_all(files[0], body)
+        try:
+            socket.send_fds(channel, [data], files)
+        except (BlockingIOError, ConnectionError):
+            return False
+    return True
+
+
+def receive(channel: socket.socket) -> tuple[Message, bytes | None] | None:
+    """The next message and its body; None when there is none now. ConnectionResetError when the peer is gone."""
+    try:
+        data, files, _flags, _address = socket.recv_fds(channel, MAX_MESSAGE, MAX_FILES)
+    except BlockingIOError:
+        return None
+    try:
+        if not data:
+            raise ConnectionResetError("the other end of the channel is closed")
+        return json.loads(data), _read_all(files[0]) if files else None
+    finally:
+        _close_all(files)
+
+
+def _write_all(fd: int, body: bytes) -> None:
+    view = memoryview(body)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _read_all(fd: int) -> bytes:
+    size = min(os.fstat(fd).st_size, MAX_FILE_BYTES)
+    return os.pread(fd, size, 0)
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

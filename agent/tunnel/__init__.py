@@ -1,0 +1,1 @@
+"""The tunnel protocol, without I/O: bytes in, events out; commands in, bytes out. Specification: docs/tunnel.md."""
