@@ -1,7 +1,7 @@
 """Messages between the agent's roles: JSON datagrams over unix socket pairs the supervisor made, files beside them.
 
 The supervisor keeps both ends of every pair open, so a role that dies leaves its channel to its successor and nothing
-queued is lost. SOCK_SEQPACKET and SOCK_DGRAM keep message borders: a sender killed half-way leaves no half message.
+queued is lost. SOCK_SEQPACKET keeps message borders: a sender killed half-way leaves no half message.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+_SO_SNDBUFFORCE = 32  # include/uapi/asm-generic/socket.h; Python has no name for it
 MAX_MESSAGE = 64 * 1024
 MAX_FILES = 4
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -20,10 +21,15 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 Message = dict[str, Any]
 
 
-def pair(kind: socket.SocketKind = socket.SOCK_SEQPACKET) -> tuple[socket.socket, socket.socket]:
-    left, right = socket.socketpair(socket.AF_UNIX, kind)
+def pair(buffer_bytes: int) -> tuple[socket.socket, socket.socket]:
+    """`buffer_bytes` is how much may wait unread; without privilege the kernel caps it at net.core.wmem_max."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (left, right):
         end.setblocking(False)
+        try:
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, buffer_bytes)
+        except PermissionError:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
     return left, right
 
 

@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
-from pathlib import PurePosixPath
 
 from agent.identity import ANY, UNIT_SUFFIXES, IdentityRule, Selector
 from policy import fields
@@ -42,20 +41,20 @@ class Config:
     host: str
     trust_domain: str
     identities: tuple[IdentityRule, ...]
-    cgroup_root: PurePosixPath | None = None
-    state_dir: PurePosixPath = PurePosixPath("/var/lib/underpass")
-    run_dir: PurePosixPath = PurePosixPath("/run/underpass")
-    bpffs: PurePosixPath = PurePosixPath("/sys/fs/bpf/underpass")
+    cgroup_root: str | None = None
+    state_dir: str = "/var/lib/underpass"
+    run_dir: str = "/run/underpass"
+    bpffs: str = "/sys/fs/bpf/underpass"
     user: str = "underpass"
     workers: int | None = None
     capture: Capture = Capture()
     tunnel: Listener = Listener((ip_address("0.0.0.0"), 15008))
     admin: Listener = Listener((ip_address("127.0.0.1"), 15090))
-    ca: PurePosixPath = PurePosixPath("/etc/underpass/ca")
+    ca: str = "/etc/underpass/ca"
     leaf_lifetime: float = 3600.0
-    policy: PurePosixPath = PurePosixPath("/etc/underpass/policy.d")
-    services: PurePosixPath = PurePosixPath("/etc/underpass/services.yaml")
-    outcomes: PurePosixPath = PurePosixPath("/var/log/underpass/outcomes.jsonl")
+    policy: str = "/etc/underpass/policy.d"
+    services: str = "/etc/underpass/services.yaml"
+    outcomes: str = "/var/log/underpass/outcomes.jsonl"
     report_open_every: float = 15.0
     limits: Limits = Limits()
 
@@ -139,15 +138,15 @@ def _selector(match: Fields, item: Fields) -> Selector:
         exe=match.optional("exe", _PATH, None),
     )
     if match.empty:
-        item.problem("match: give at least one of cgroup, unit, uid and exe; nothing would match every process", "match")
+        item.problem("match: give at least one of cgroup, unit, uid and exe; an empty match fits nobody", "match")
     return selector
 
 
-def _path(scalar: Scalar) -> PurePosixPath:
+def _path(scalar: Scalar) -> str:
     text = fields.string.parse(scalar)
     if not text.startswith("/") or ".." in text.split("/"):
         raise ValueError(f"expected an absolute path without .. such as /etc/underpass, got {text!r}")
-    return PurePosixPath(text)
+    return text
 
 
 def _cgroup(scalar: Scalar) -> tuple[str, ...]:
@@ -187,7 +186,7 @@ def _trust_domain(scalar: Scalar) -> str:
 
 _ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?")
 _MAX_UID = fields.integer(0, 2**32 - 2)  # 2**32 - 1 is (uid_t)-1: "no user" to the kernel
-_PATH = Kind(_path, PurePosixPath("/"))
+_PATH = Kind(_path, "/")
 _CGROUP: Kind[tuple[str, ...]] = Kind(_cgroup, ())
 _UNIT = Kind(_unit, "")
 _UID: Kind[int | str] = Kind(_uid, 0)

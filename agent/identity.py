@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import PurePosixPath
 
 from policy.identity import SpiffeId
 
@@ -36,7 +35,8 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """What a caller must be; everything given must match, and None asks nothing. `cgroup` is a path in segments.
+    """What a caller must be; everything given must match, and None asks nothing (but a selector without any
+    question matches nobody). `cgroup` is a path in segments.
 
     A `uid` that is still a user name matches nobody: see `with_uids`.
     """
@@ -44,7 +44,7 @@ class Selector:
     cgroup: tuple[str, ...] | None = None
     unit: str | None = None
     uid: int | str | None = None
-    exe: PurePosixPath | None = None
+    exe: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def identify(
     caller: Caller,
     host: str,
     trust_domain: str,
-    files: Mapping[PurePosixPath, ExeFile] | None = None,
+    files: Mapping[str, ExeFile] | None = None,
 ) -> SpiffeId | Unidentified:
     """The caller's identity on this host. `files` has what is now at the rules' `exe` paths; absent = no such file."""
     found = {match: _applications(rules, caller, files or {}, match) for match in Match}
@@ -95,10 +95,11 @@ def with_uids(rules: Iterable[IdentityRule], uids: Mapping[str, int]) -> tuple[I
     return tuple(replace(rule, match=_with_uid(rule.match, uids)) for rule in rules)
 
 
-def matches(selector: Selector, caller: Caller, files: Mapping[PurePosixPath, ExeFile]) -> Match:
+def matches(selector: Selector, caller: Caller, files: Mapping[str, ExeFile]) -> Match:
     segments = _segments(caller.cgroup)
     certain = (
-        (selector.cgroup is None or _below(segments, selector.cgroup))
+        selector != Selector()
+        and (selector.cgroup is None or _below(segments, selector.cgroup))
         and (selector.unit is None or selector.unit == _unit(segments))
         and (selector.uid is None or selector.uid == caller.uid)
     )
@@ -111,7 +112,7 @@ def matches(selector: Selector, caller: Caller, files: Mapping[PurePosixPath, Ex
 
 
 def _applications(
-    rules: Sequence[IdentityRule], caller: Caller, files: Mapping[PurePosixPath, ExeFile], wanted: Match
+    rules: Sequence[IdentityRule], caller: Caller, files: Mapping[str, ExeFile], wanted: Match
 ) -> list[str]:
     return [rule.application for rule in rules if matches(rule.match, caller, files) is wanted]
 

@@ -17,7 +17,9 @@ class LeafText:
     identity: str  # URI form
     chain_pem: str
     key_pem: str
-    not_after: float  # seconds since the epoch
+    not_before: float  # seconds since the epoch
+    not_after: float
+    serial: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,10 +47,24 @@ ADDRESS_INLINE int is_loopback(const struct address *address)
 	       address->bytes[14] == 0 && address->bytes[15] == 1;
 }
 
+/* 0.0.0.0 or :: (or ::ffff:0.0.0.0): no address. Linux connects such a destination to the loopback. */
+ADDRESS_INLINE int is_unspecified(const struct address *address)
+{
+	const __u32 *words = (const __u32 *)address->bytes;
+	return words[3] == 0 && words[0] == 0 && words[1] == 0 && (words[2] == 0 || words[2] == MAPPED_PREFIX);
+}
+
 ADDRESS_INLINE int is_known(const struct address *address)
 {
 	const __u64 *words = (const __u64 *)address->bytes;
 	return words[0] || words[1];
+}
+
+/* The key of a reservation in `flows`: the dialling socket's cookie in namespace 0, which no real namespace has. */
+ADDRESS_INLINE void load_place(struct tuple *place, __u64 cookie)
+{
+	__builtin_memset(place, 0, sizeof(*place));
+	__builtin_memcpy(place->source.bytes, &cookie, sizeof(cookie));
 }
 
 #endif

@@ -51,12 +51,12 @@ static __always_inline void tell_refusal(const struct flow *flow, u32 rule, u16 
 	refusals.ringbuf_submit(refusal, 0);
 }
 
-/* Takes the flow's place in `flows` before the connect goes on: in sockops it would be too late to refuse. The place
- * is keyed by the socket's cookie in namespace 0, which no real namespace has; publish() turns it into the 4-tuple. */
-static __always_inline int reserve(struct flow *flow)
+/* Takes the flow's place in `flows` before the connect goes on: in sockops it would be too late to refuse. publish()
+ * turns it into the 4-tuple. */
+static __always_inline int reserve(struct bpf_sock_addr *ctx, struct flow *flow)
 {
-	struct tuple place = {};
-	__builtin_memcpy(place.source.bytes, &flow->cookie, sizeof(flow->cookie));
+	struct tuple place;
+	load_place(&place, bpf_get_socket_cookie(ctx));
 	return flows.update(&place, flow);
 }
 
@@ -64,7 +64,7 @@ static __always_inline int reserve(struct flow *flow)
 static __always_inline int note(struct bpf_sock_addr *ctx, struct flow *flow)
 {
 	struct flow *kept;
-	if (reserve(flow))
+	if (reserve(ctx, flow))
 		return -1;
 	kept = socket_flows.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)
@@ -73,72 +73,105 @@ static __always_inline int note(struct bpf_sock_addr *ctx, struct flow *flow)
 	return 0;
 }
 
+/* The proxy delivers: its note has to reach the server's socket. Without a place the server would take the proxy for its
+ * client, and an address it trusts for one that nobody meant: refuse as for a captured flow. */
+static __always_inline int reserve_delivery(struct bpf_sock_addr *ctx)
+{
+	struct flow *kept = socket_flows.sk_storage_get(ctx->sk, 0, 0);
+	if (!kept || kept->role != FLOW_DELIVERED)
+		return 0;
+	kept->started_ns = bpf_ktime_get_boot_ns();
+	return reserve(ctx, kept);
+}
+
 /* The socket may carry the note of an earlier connect() that failed; its names must not answer for this one. */
 static __always_inline void forget(struct bpf_sock_addr *ctx)
 {
 	socket_flows.sk_storage_delete(ctx->sk);
 }
 
-static __always_inline u8 decide(struct bpf_sock_addr *ctx, const struct address *to, const struct address *bound, u16 port)
+/* What the tables say about this caller and this destination. Returns the rule behind the verdict. */
+static __always_inline u32 look_up(const struct address *to, u16 port, struct facts *facts, struct flow *flow)
 {
-	u32 zero = 0;
-	struct facts facts = {};
-	struct flow flow = {};
 	struct service_key service_key;
 	struct verdict_key verdict_key;
 	struct service *service;
-	struct verdict *verdict = 0;
+	struct verdict *verdict;
+
+	load_service_key(&service_key, to, port);
+	service = services.lookup(&service_key);
+	if (!service)
+		return 0;
+	facts->protected_ = 1;
+	flow->service = service->id;
+	flow->source = service->source;
+	flow->caller = find_caller(flow->cgroup, flow->uid);
+	verdict_key.caller = flow->caller;
+	verdict_key.service = flow->service;
+	verdict = verdicts.lookup(&verdict_key);
+	if (!verdict)
+		return 0;
+	facts->verdict = verdict->kind;
+	return verdict->rule;
+}
+
+static __always_inline void load_facts(struct bpf_sock_addr *ctx, const struct settings *now, const struct address *to,
+				       u16 port, struct facts *facts)
+{
+	facts->configured = now->schema == SCHEMA_VERSION;
+	facts->exempt = bpf_get_current_ancestor_cgroup_id(now->exempt_level) == now->exempt_cgroup;
+	facts->own_netns = bpf_get_netns_cookie(ctx) == now->netns;
+	facts->tcp = ctx->type == STREAM && (ctx->protocol == TCP || ctx->protocol == MPTCP);
+	facts->to_capture =
+		ctx->type == STREAM && port == now->capture_port && (is_loopback(to) || is_unspecified(to));
+}
+
+static __always_inline u8 pass(struct bpf_sock_addr *ctx, u8 exit)
+{
+	if (exit == EXIT_EXEMPT && reserve_delivery(ctx)) {
+		count(EXIT_FULL);
+		return ACT_REFUSE_EPERM;
+	}
+	if (exit != EXIT_EXEMPT) /* the proxy's own note tells whom it delivers */
+		forget(ctx);
+	count(exit);
+	return ACT_PASS;
+}
+
+static __always_inline u8 decide(struct bpf_sock_addr *ctx, const struct address *to, const struct address *bound, u16 port)
+{
+	u32 zero = 0, rule;
+	struct facts facts = {};
+	struct flow flow = {};
 	struct steering steering;
-	u32 rule = 0;
 	struct settings *settings_ = settings.lookup(&zero);
 
 	if (!settings_)
 		return ACT_PASS; /* cannot be: an array map always has its one entry */
-	load_service_key(&service_key, to, port);
-	service = services.lookup(&service_key);
-
 	flow.cgroup = bpf_get_current_cgroup_id();
 	flow.uid = (u32)bpf_get_current_uid_gid();
-	facts.configured = settings_->schema == SCHEMA_VERSION;
-	facts.exempt = bpf_get_current_ancestor_cgroup_id(settings_->exempt_level) == settings_->exempt_cgroup;
-	facts.own_netns = bpf_get_netns_cookie(ctx) == settings_->netns;
-	facts.tcp = ctx->type == STREAM && (ctx->protocol == TCP || ctx->protocol == MPTCP);
-	facts.to_capture = ctx->type == STREAM && port == settings_->capture_port && is_loopback(to);
-	facts.protected_ = service != 0;
-	if (service) {
-		flow.service = service->id;
-		flow.source = service->source;
-		flow.caller = find_caller(flow.cgroup, flow.uid);
-		verdict_key.caller = flow.caller;
-		verdict_key.service = flow.service;
-		verdict = verdicts.lookup(&verdict_key);
-		if (verdict) {
-			facts.verdict = verdict->kind;
-			rule = verdict->rule;
-		}
-	}
+	load_facts(ctx, settings_, to, port, &facts);
+	rule = look_up(to, port, &facts, &flow);
 	steering = steer(&facts);
-	if (steering.act == ACT_PASS) {
-		if (steering.exit != EXIT_EXEMPT) /* the proxy's own note tells whom it delivers */
-			forget(ctx);
-		count(steering.exit);
-		return ACT_PASS;
-	}
+	if (steering.act == ACT_PASS)
+		return pass(ctx, steering.exit);
 	flow.cookie = bpf_get_socket_cookie(ctx);
 	flow.started_ns = bpf_ktime_get_boot_ns();
 	flow.original = *to;
 	flow.original_port = port;
 	flow.pid = bpf_get_current_pid_tgid() >> 32;
 	flow.role = FLOW_CAPTURED;
-	if (((u32 *)bound->bytes)[3]) /* the application chose its source address itself */
+	if (!is_unspecified(bound)) /* the application chose its source address itself */
 		flow.source = *bound;
 	if (steering.act == ACT_CAPTURE && note(ctx, &flow)) {
 		steering.act = ACT_REFUSE_EPERM;
 		steering.exit = EXIT_FULL;
 	}
 	count(steering.exit);
-	if (steering.act != ACT_CAPTURE)
+	if (steering.act != ACT_CAPTURE) {
+		forget(ctx);
 		tell_refusal(&flow, rule, steering.exit);
+	}
 	return steering.act;
 }
 

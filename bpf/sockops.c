@@ -36,7 +36,7 @@ static __always_inline int dials(const struct flow *flow)
 static __always_inline void publish(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	struct tuple tuple, place = {};
+	struct tuple tuple, place;
 	struct flow *flow;
 
 	if (!sk)
@@ -45,11 +45,10 @@ static __always_inline void publish(struct bpf_sock_ops *ctx)
 	if (!flow || !dials(flow))
 		return;
 	load_tuple(ctx, &tuple, 1);
-	if (flow->role == FLOW_CAPTURED) {
+	if (flow->role == FLOW_CAPTURED)
 		flow->source_port = tuple.source_port;
-		__builtin_memcpy(place.source.bytes, &flow->cookie, sizeof(flow->cookie));
-		flows.delete(&place);
-	}
+	load_place(&place, bpf_get_socket_cookie(ctx));
+	flows.delete(&place);
 	if (flows.update(&tuple, flow)) {
 		/* Another CPU took the place just freed. The proxy will find no flow and refuse. */
 		flows.delete(&tuple);
@@ -78,6 +77,8 @@ static __always_inline void take(struct bpf_sock_ops *ctx)
 		*kept = *flow;
 		kept->role = flow->role == FLOW_CAPTURED ? FLOW_ACCEPTED : FLOW_SERVED;
 		count(EXIT_TAKEN);
+	} else {
+		count(EXIT_PUBLISH_FAILED); /* no memory: the entry reached nobody */
 	}
 	flows.delete(&tuple);
 }

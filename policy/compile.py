@@ -52,9 +52,7 @@ class Table:
     verdicts: dict[tuple[int, int], KernelVerdict]
 
 
-def compile_table(
-    policy: Policy | None, trust_domain: str, directory: Directory, callers: Sequence[SpiffeId]
-) -> Table:
+def compile_table(policy: Policy | None, trust_domain: str, directory: Directory, callers: Sequence[SpiffeId]) -> Table:
     """Work out every verdict. Raises Invalid when two names share an id, which renaming one of them cures."""
     by_uri = {caller.uri: caller for caller in callers}
     known = {number: by_uri[uri] for number, uri in _ids("caller", by_uri).items()}

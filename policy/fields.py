@@ -99,13 +99,13 @@ class Fields:
         node = self._nodes.get(key)
         return default if node is None else self._scalar(node, key, kind)
 
-    def many(self, key: str, kind: Kind[T]) -> tuple[T, ...]:
+    def many(self, key: str, kind: Kind[T], least: int = 0) -> tuple[T, ...]:
         """A required list of scalars; ask `key in fields` first where it is optional. Unreadable items are left out."""
-        return self._clean(key, lambda node: self._scalar(node, key, kind))
+        return self._clean(key, least, lambda node: self._scalar(node, key, kind))
 
-    def each(self, key: str, known: Sequence[str], build: Callable[[Fields], T]) -> tuple[T, ...]:
+    def each(self, key: str, known: Sequence[str], build: Callable[[Fields], T], least: int = 0) -> tuple[T, ...]:
         """A required list of mappings. Items with a problem are left out: no check between items sees a stand-in."""
-        return self._clean(key, lambda node: build(Fields(self._notes, node, known, key)))
+        return self._clean(key, least, lambda node: build(Fields(self._notes, node, known, key)))
 
     def section(self, key: str, known: Sequence[str], required: bool = False) -> Fields:
         node = self._demand(key) if required else self._nodes.get(key)
@@ -136,18 +136,20 @@ class Fields:
             self._notes.add(_line(node), f"{key}: {error}")
             return kind.stand_in
 
-    def _clean(self, key: str, build: Callable[[yaml.Node], T]) -> tuple[T, ...]:
+    def _clean(self, key: str, least: int, build: Callable[[yaml.Node], T]) -> tuple[T, ...]:
         items = []
-        for node in self._list(key):
+        for node in self._list(key, least):
             before = len(self._notes.problems)
             item = build(node)
             if len(self._notes.problems) == before and node.tag != _BROKEN:
                 items.append(item)
         return tuple(items)
 
-    def _list(self, key: str) -> list[yaml.Node]:
+    def _list(self, key: str, least: int) -> list[yaml.Node]:
         node = self._demand(key)
         if isinstance(node, yaml.SequenceNode):
+            if len(node.value) < least:
+                self.problem(f"{key}: expected at least {least}, got {len(node.value)}", key)
             return list(node.value)
         if node is not None and node.tag != _BROKEN:
             self._notes.add(_line(node), f"{key}: expected a list, got {_show(node)}; write [] for an empty one")
@@ -347,15 +349,16 @@ class _Composer(yaml.SafeLoader):
         event = self.upcoming()
         if self._depth >= MAX_DEPTH:
             text = f"nested deeper than {MAX_DEPTH} levels"
-            raise yaml.composer.ComposerError(None, None, text, event.start_mark)
-        if event.anchor is not None:  # on an AliasEvent it is the alias's name
+            raise yaml.composer.ComposerError(None, None, text, event.start_mark)  # type: ignore[arg-type]
+        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:  # an AliasEvent's anchor is what it names
             self._notes.add(_line(event), "anchors and aliases are not allowed; write the value out")
         if isinstance(event, yaml.AliasEvent):
             self.get_event()  # type: ignore[no-untyped-call]
             return yaml.ScalarNode(_BROKEN, "", event.start_mark, event.end_mark)  # type: ignore[arg-type]
-        if event.tag is not None:
-            self._notes.add(_line(event), f"tags are not allowed; remove {_quote(event.tag)}")
-        event.anchor = event.tag = None  # refused already; left in place they would make the composer stop early
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+            if event.tag is not None:
+                self._notes.add(_line(event), f"tags are not allowed; remove {_quote(event.tag)}")
+            event.anchor = event.tag = None  # refused already; left in place they would make the composer stop early
         self._depth += 1
         try:
             return super().compose_node(parent, index)  # type: ignore[arg-type]  # the stub knows only list indexes

@@ -98,18 +98,18 @@ def _directory(top: Fields) -> Directory:
 
 
 def _service(name: str, item: Fields, hosts: dict[str, MeshHost]) -> Service:
-    ports = item.many("ports", _PORTS)
+    ports = item.many("ports", _PORTS, least=1)
     if any(high.low <= low.high for low, high in pairwise(sorted(ports))):
         item.problem("ports: the ranges of one service overlap; list each port once", "ports")
-    single = len(ports) == 1 and len(ports[0]) == 1
+    single = sum(map(len, ports)) <= 1  # 0: they could not be read, which is told already
     service = Service(
         name=name,
         application=item.required("application", fields.label),
         ports=ports,
-        endpoints=item.each("endpoints", ("host", "address", "port"), partial(_endpoint, hosts, single)),
+        endpoints=item.each("endpoints", ("host", "address", "port"), partial(_endpoint, hosts, single), least=1),
         addresses=item.many("addresses", _DIALLED) if "addresses" in item else (),
     )
-    _check_complete(service, item)
+    _check_addresses(service, item)
     return service
 
 
@@ -123,11 +123,7 @@ def _endpoint(hosts: dict[str, MeshHost], single: bool, item: Fields) -> Endpoin
     return Endpoint(host, item.required("address", _DIALLED), port)
 
 
-def _check_complete(service: Service, item: Fields) -> None:
-    if "ports" in item and not service.ports:
-        item.problem("ports: list at least one port", "ports")
-    if "endpoints" in item and not service.endpoints:
-        item.problem("endpoints: list at least one endpoint", "endpoints")
+def _check_addresses(service: Service, item: Fields) -> None:
     addresses = [endpoint.address for endpoint in service.endpoints] + list(service.addresses)
     for address in dict.fromkeys(address for address in addresses if addresses.count(address) > 1):
         # An endpoint is (host, address): the same address twice would leave open who has to answer there.
@@ -142,13 +138,12 @@ def _check_overlaps(built: list[tuple[Service, Fields]]) -> None:
             taken.setdefault(address, []).extend((ports, service, item) for ports in service.ports)
     for address, entries in taken.items():
         entries.sort(key=lambda entry: entry[0])
-        reach, owner, _ = entries[0] if entries else (PortRange(0, 0), None, None)
-        for ports, service, item in entries[1:]:
-            if owner is not None and service is not owner and ports.low <= reach.high:
-                text = f"{address} port {ports.low} belongs to {owner.name!r} and {service.name!r}; give each its own"
-                item.problem(text)
-            if ports.high > reach.high:
-                reach, owner = ports, service
+        end, owner = 0, ""
+        for ports, service, item in entries:
+            if ports.low <= end and service.name != owner:
+                item.problem(f"{address} port {ports.low} belongs to {owner!r} and {service.name!r}; give each its own")
+            if ports.high > end:
+                end, owner = ports.high, service.name
 
 
 def _pattern(scalar: Scalar) -> Pattern:

@@ -23,8 +23,8 @@ ROOT_LIFETIME_S = 10 * YEAR_S
 HOST_LIFETIME_S = YEAR_S
 LEAF_LIFETIME_S = 3600
 
-# Kinds differ in the organisation, so that no subject can equal its issuer's: OpenSSL would take the host `a` and the
-# application `a` for one self-issued name, and self-issued certificates escape path length and name constraints.
+# Kinds differ in the organisation, so that no subject can equal its issuer's. Application `a` on host `a` would
+# otherwise be "self-issued" (RFC 5280 6.1), which path length and name constraints treat as a special case.
 ROOT_KIND, HOST_KIND, LEAF_KIND = "underpass mesh", "underpass host", "underpass application"
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent.certs.authority import Leaf
+from policy.identity import SpiffeId
 
 ALPN = "underpass/1"
 _DER = 2  # _ssl.ENCODING_DER
@@ -40,11 +41,16 @@ class ServerContexts:
     """
 
     def __init__(self, leaves: Iterable[Leaf], roots_pem: bytes) -> None:
-        by_name = {leaf.identity.server_name: server_context(leaf, roots_pem) for leaf in leaves}
+        by_name: dict[str, ssl.SSLContext] = {}
+        self._served: dict[ssl.SSLContext, SpiffeId] = {}
+        for leaf in leaves:
+            context = by_name[leaf.identity.server_name] = server_context(leaf, roots_pem)
+            self._served[context] = leaf.identity
 
         def select(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
             # Exact match, and nothing to fall back to: a default certificate would let a client that names nobody,
-            # or somebody else, reach an application of this host.
+            # or somebody else, reach an application of this host. (A name that is not ASCII never gets here: Python
+            # ends that handshake itself, and tells only sys.unraisablehook, which a worker should count, not print.)
             chosen = by_name.get(name or "")
             if chosen is None:
                 return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
@@ -57,6 +63,10 @@ class ServerContexts:
         self.base = _context(ssl.PROTOCOL_TLS_SERVER, roots_pem)  # no certificate of its own: unnamed, unserved
         self.base.sni_callback = select
         self.server_names = frozenset(by_name)
+
+    def served(self, connection: ssl.SSLSocket | ssl.SSLObject) -> SpiffeId | None:
+        """The identity whose certificate this connection was answered with; None before the client named one."""
+        return self._served.get(connection.context)
 
 
 def wrap(

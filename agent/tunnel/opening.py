@@ -39,6 +39,8 @@ class Opening:
             raise ValueError(f"connection id has {len(self.connection_id)} bytes; expected {CONNECTION_ID_BYTES}")
         if not (0 < self.source[1] <= 0xFFFF and 0 < self.destination[1] <= 0xFFFF):
             raise ValueError("source or destination has no port")
+        if self.source[0].is_unspecified or self.destination[0].is_unspecified:
+            raise ValueError("source or destination has no address")
         if not LABEL.fullmatch(self.service):
             raise ValueError(f"not a service name: {self.service[:64]!r}")
         if self.traceparent is not None and not _TRACEPARENT.fullmatch(self.traceparent):

@@ -21,8 +21,8 @@ _ADDRESSES = {TCP_IPV4: Struct(">4s4sHH"), TCP_IPV6: Struct(">16s16sHH")}
 _TLV = Struct(">BH")
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 
-Ip = IPv4Address | IPv6Address
-SocketAddress = tuple[Ip, int]
+Address = IPv4Address | IPv6Address
+SocketAddress = tuple[Address, int]
 Tlv = tuple[int, bytes]
 
 
@@ -66,7 +66,7 @@ def decode(data: bytes) -> Header:
     return Header(source, destination, tuple(_decode_tlvs(data, _FIXED.size + _ADDRESSES[family].size)))
 
 
-def _plain(ip: Ip) -> Ip:
+def _plain(ip: Address) -> Address:
     if isinstance(ip, IPv4Address):
         return ip
     if ip.scope_id is not None:
@@ -74,7 +74,7 @@ def _plain(ip: Ip) -> Ip:
     return ip.ipv4_mapped or ip
 
 
-def _packed(ip: Ip, family: int) -> bytes:
+def _packed(ip: Address, family: int) -> bytes:
     return _MAPPED + ip.packed if family == TCP_IPV6 and ip.version == 4 else ip.packed
 
 
@@ -102,7 +102,7 @@ def _decode_addresses(data: bytes, family: int) -> tuple[SocketAddress, SocketAd
     return (source, source_port), (destination, destination_port)
 
 
-def _unpacked(packed: bytes) -> Ip:
+def _unpacked(packed: bytes) -> Address:
     return ip_address(packed.removeprefix(_MAPPED) if len(packed) == 16 else packed)
 
 

@@ -87,13 +87,18 @@ class Tunnel:
     def awaits_pong(self) -> bool:
         return self._ping_sent is not None
 
+    @property
+    def buffered(self) -> int:
+        """Bytes held back until their frame is whole: less than one OPEN."""
+        return self._decoder.buffered
+
     # Receiving
 
     def receive(self, view: memoryview) -> Events:
         """Judge what was read. DATA slices point into `view`."""
         if self._flowing and (payload := self._decoder.whole_data(view)) is not None:
             return ((DATA, payload),)
-        return self._judge(self._decoder.feed(view))
+        return () if self.dropped else self._judge(self._decoder.feed(view))
 
     def _judge(self, frames: list[Frame]) -> Events:
         events: list[Event] = []
@@ -104,10 +109,9 @@ class Tunnel:
                 wrong = _HANDLERS[kind](self, payload, events)
             else:
                 wrong = payload
-            if wrong is not None and not self.dropped:
+            if wrong is not None:
                 self.drop()
                 events.append((ev.VIOLATION, wrong))
-            if self.dropped:
                 break
         return events
 
@@ -195,7 +199,9 @@ class Tunnel:
         events.append((ev.PONG, payload))
         return None
 
-    # Sending: each returns the bytes to write next, whole, after any frame that is half written
+    # Sending: each returns the bytes to write next, whole, after any frame that is half written. RuntimeError if it is
+    # not legal now; but an answer to a tunnel that has been dropped is empty, because the drop can have come in the
+    # same read as the event that it answers, and a peer must not be able to make the relay raise.
 
     def open(self, opening: Opening) -> bytes:
         self._require(self.role is Role.OPENER and self.idle and not self.going_away, "open")
@@ -204,11 +210,15 @@ class Tunnel:
         return question
 
     def opened(self) -> bytes:
+        if self.dropped:
+            return b""
         self._require(self._offered() and not self._refusal_due, "opened")
         self._flow()
         return frame(FrameType.OPENED)
 
     def refused(self, refusal: Refusal) -> bytes:
+        if self.dropped:
+            return b""
         self._require(self._offered(), "refused")
         answer = frame(FrameType.REFUSED, refused_payload(refusal))
         self.phase = Phase.IDLE
@@ -222,6 +232,8 @@ class Tunnel:
 
     def reset(self, reason: ResetReason) -> bytes:
         """Not after eof(): then only drop() is left, see docs/tunnel.md."""
+        if self.dropped:
+            return b""
         self._require(self.streaming and not self.sent_last, "reset")
         self._flowing = False
         self._end()
@@ -241,7 +253,9 @@ class Tunnel:
         return question
 
     def pong(self, payload: bytes) -> bytes:
-        self._require(not self.dropped and payload == self._ping_received, "pong")
+        if self.dropped:
+            return b""
+        self._require(payload == self._ping_received, "pong")
         self._ping_received = None
         return frame(FrameType.PONG, payload)
 

@@ -1,0 +1,1 @@
+"""The admin API over HTTP. The only importer of aiohttp."""

@@ -1,0 +1,286 @@
+"""The composition root: the only place that sees both hooks and proxy. Prepares the host, then runs the supervisor or one role."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import pwd
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent import bpfcall, channel, privileges, ready
+from agent.certs.issuer import EmbeddedIssuer
+from agent.certs.store import load_host
+from agent.config import Config, load_config
+from agent.identity import ExeFile, IdentityRule, with_uids
+from agent.supervise import Supervisor
+
+log = logging.getLogger("underpass")
+
+BACKLOG = 4096
+BIND_PATIENCE_S = 5.0
+CHANNEL_BYTES = 4 << 20
+
+
+class StartError(Exception):
+    """The agent cannot start; the text says in one line what is missing and what to do."""
+
+
+def read_config(path: str) -> Config:
+    """StartError when it cannot be read; policy.fields.Invalid with every problem when it is wrong."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}") from error
+    return load_config(text, path)
+
+
+# The supervisor
+
+
+def run(config_path: str) -> int:
+    config = read_config(config_path)
+    _check_host(config)
+    _prepare_directories(config)
+    with _only_one(config):
+        listeners = _listen(config)
+        return _supervise(config, config_path, listeners)
+
+
+def _check_host(config: Config) -> None:
+    if os.geteuid() != 0:
+        raise StartError("underpass run needs root to load BPF programs; start it as root or through its systemd unit")
+    try:
+        pwd.getpwnam(config.user)
+    except KeyError:
+        raise StartError(f"user {config.user!r} does not exist; create it: useradd --system {config.user}") from None
+    load_host(Path(config.ca), config.host, config.trust_domain, time.time())
+
+
+def _prepare_directories(config: Config) -> None:
+    """What the unprivileged roles write into belongs to them; everything else to root."""
+    account = pwd.getpwnam(config.user)
+    outcomes = Path(config.outcomes)
+    try:
+        for directory in (Path(config.run_dir), Path(config.state_dir), outcomes.parent):
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for directory in (Path(config.run_dir) / "control", Path(config.state_dir) / "control"):
+            directory.mkdir(mode=0o750, exist_ok=True)
+            os.chown(directory, account.pw_uid, account.pw_gid)
+        outcomes.touch(mode=0o640)
+        os.chown(outcomes, account.pw_uid, account.pw_gid)
+    except OSError as error:
+        raise StartError(f"cannot prepare {error.filename}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _only_one(config: Config):  # type: ignore[no-untyped-def]
+    path = Path(config.run_dir) / "lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"another agent runs with {config.run_dir}; stop it first, or give this one its own run_dir") from None
+        yield
+
+
+def _listen(config: Config) -> dict[str, socket.socket]:
+    """All listening sockets, made once and kept: a restarted worker finds the same queue."""
+    address, port = str(config.tunnel.listen[0]), config.tunnel.listen[1]
+    wanted = {"capture4": ("127.0.0.1", config.capture.port), "tunnel": (address, port)}
+    if _has_ipv6():
+        wanted["capture6"] = ("::1", config.capture.port)
+    deadline = time.monotonic() + BIND_PATIENCE_S
+    return {name: _bind(where, deadline, name) for name, where in wanted.items()}
+
+
+def _bind(where: tuple[str, int], deadline: float, name: str) -> socket.socket:
+    """An agent that was just killed may have workers that still let go: so try for a while."""
+    family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
+    while True:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if where[0] == "::" and family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind(where)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+            return sock
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise StartError(
+                    f"cannot listen on {where[0]} port {where[1]} ({name.rstrip('46')}): {error.strerror}; "
+                    "free it or choose another in the configuration"
+                ) from error
+            time.sleep(0.1)
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _supervise(config: Config, config_path: str, listeners: dict[str, socket.socket]) -> int:
+    supervisor = Supervisor(config.run_dir, lambda name, needs: _spawn(name, needs, config_path), _tell_ready)
+    supervisor.catch_signals()
+    channels = _Channels()
+    workers = [f"proxy-{number}" for number in range(config.workers or os.cpu_count() or 1)]
+    whos = {f"who:{name}": channels.far(f"who:{name}") for name in workers}
+    status, ours = channels.ends("status:hooks")
+    needs = {"status": status, "orders": channels.far("orders:hooks"), **whos}
+    supervisor.add("hooks", needs, ours)
+    if not supervisor.run(until=lambda: supervisor.told("hooks", "maps")):
+        supervisor.stop(0)
+        return 0
+    maps = {name: bpfcall.get(f"{config.bpffs}/{name}") for name in ("socket_flows", "refusals", "exits")}
+    _add_control(supervisor, channels, workers, maps)
+    for name in workers:
+        _add_proxy(supervisor, channels, name, maps, listeners)
+    supervisor.run()
+    ready.notify("STOPPING=1")
+    supervisor.stop(config.limits.drain)
+    return 0
+
+
+class _Channels:
+    """Every channel between two roles, made once; both ends stay open here."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[str, tuple[socket.socket, socket.socket]] = {}
+
+    def ends(self, name: str) -> tuple[int, socket.socket]:
+        """(the descriptor for the role, our own end)."""
+        pair = self._pair(name)
+        return pair[0].fileno(), pair[1]
+
+    def near(self, name: str) -> int:
+        return self._pair(name)[0].fileno()
+
+    def far(self, name: str) -> int:
+        return self._pair(name)[1].fileno()
+
+    def _pair(self, name: str) -> tuple[socket.socket, socket.socket]:
+        if name not in self._pairs:
+            self._pairs[name] = channel.pair(CHANNEL_BYTES)
+        return self._pairs[name]
+
+
+def _add_control(supervisor: Supervisor, channels: _Channels, workers: list[str], maps: Mapping[str, int]) -> None:
+    status, ours = channels.ends("status:control")
+    orders = {f"orders:{name}": channels.near(f"orders:{name}") for name in ["hooks", *workers]}
+    needs = {"status": status, "outcomes": channels.near("outcomes"), "refusals": maps["refusals"], "exits": maps["exits"]}
+    supervisor.add("control", {**needs, **orders}, ours)
+
+
+def _add_proxy(
+    supervisor: Supervisor, channels: _Channels, name: str, maps: Mapping[str, int], listeners: dict[str, socket.socket]
+) -> None:
+    status, ours = channels.ends(f"status:{name}")
+    needs = {
+        "status": status, "orders": channels.far(f"orders:{name}"), "who": channels.near(f"who:{name}"),
+        "outcomes": channels.far("outcomes"), "socket_flows": maps["socket_flows"],
+    }  # fmt: skip
+    needs |= {listener: sock.fileno() for listener, sock in listeners.items()}
+    supervisor.add(name, needs, ours)
+
+
+def _spawn(name: str, needs: Mapping[str, int], config_path: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "agent", "role", name, "-c", config_path, "--fds", json.dumps(needs)]
+    return subprocess.Popen(command, pass_fds=tuple(needs.values()), stdin=subprocess.DEVNULL)
+
+
+def _tell_ready() -> None:
+    ready.notify("READY=1")
+
+
+# The roles
+
+
+def run_role(name: str, config_path: str, fds: dict[str, int]) -> int:
+    """In its own process, with the descriptors the supervisor passed; gives up its privileges before anything else."""
+    config = read_config(config_path)
+    rules = with_uids(config.identities, _uids(config.identities))
+    if name == "hooks":
+        return _run_hooks(config, fds)
+    if name == "control":
+        return _run_control(config, fds)
+    return _run_proxy(config, rules, fds)
+
+
+def _run_hooks(config: Config, fds: dict[str, int]) -> int:
+    from agent.hooks import role  # only here: no other role may carry what it imports
+
+    who = [_socket(fd) for key, fd in fds.items() if key.startswith("who:")]
+    return role.main(config, _socket(fds["status"]), _socket(fds["orders"]), who)
+
+
+def _run_control(config: Config, fds: dict[str, int]) -> int:
+    from agent.audit.writer import Writer
+    from agent.control.role import Control, Inherited
+
+    authority = load_host(Path(config.ca), config.host, config.trust_domain, time.time())
+    privileges.become(config.user)
+    orders = {key.removeprefix("orders:"): _socket(fd) for key, fd in fds.items() if key.startswith("orders:")}
+    inherited = Inherited(_socket(fds["status"]), orders, _socket(fds["outcomes"]), fds["refusals"], fds["exits"])
+    issuer = EmbeddedIssuer(authority, config.leaf_lifetime)
+    control = Control(config, issuer, authority.roots_pem, inherited, Writer(config.outcomes))
+    return asyncio.run(control.run())
+
+
+def _run_proxy(config: Config, rules: tuple[IdentityRule, ...], fds: dict[str, int]) -> int:
+    import signal
+
+    from agent.proxy import worker
+
+    privileges.become(config.user)
+    sys.unraisablehook = worker.count_unraisable
+    captures = tuple(_socket(fds[name]) for name in ("capture4", "capture6") if name in fds)
+    inherited = worker.Inherited(
+        _socket(fds["status"]), _socket(fds["orders"]), _socket(fds["who"]), _socket(fds["outcomes"]), captures,
+        _socket(fds["tunnel"]), bpfcall.Map(fds["socket_flows"]),
+    )  # fmt: skip
+    proxy = worker.Worker(config, rules, lambda: _executables(rules), inherited)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: proxy.drain())
+    return proxy.run()
+
+
+def _socket(fd: int) -> socket.socket:
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(False)
+    return sock
+
+
+def _uids(rules: tuple[IdentityRule, ...]) -> dict[str, int]:
+    found = {}
+    for rule in rules:
+        if isinstance(rule.match.uid, str):
+            with contextlib.suppress(KeyError):  # no such account (yet): the rule matches nobody
+                found[rule.match.uid] = pwd.getpwnam(rule.match.uid).pw_uid
+    return found
+
+
+def _executables(rules: tuple[IdentityRule, ...]) -> dict[str, ExeFile]:
+    """Asked each time: a package upgrade puts another file at the same path."""
+    found = {}
+    for rule in rules:
+        if rule.match.exe is not None:
+            with contextlib.suppress(OSError):
+                status = os.stat(rule.match.exe)
+                found[rule.match.exe] = ExeFile(status.st_dev, status.st_ino)
+    return found

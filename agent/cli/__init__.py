@@ -1,0 +1,1 @@
+"""The command line: one file for each noun. Reading commands change nothing."""

@@ -1,0 +1,94 @@
+"""From snapshot, cgroups and routes to the content of the kernel's tables, each worked out only when it changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent import bpfcall, host
+from agent.config import Config
+from agent.hooks import tables
+from agent.identity import IdentityRule, with_uids
+from agent.records import Address
+from agent.snapshot import Snapshot
+from policy.compile import Table
+
+
+class Filler:
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._rules: tuple[IdentityRule, ...] = ()
+        self._table: Table | None = None
+        self._cgroups: Mapping[int, str] = {}
+        self._callers: dict[int, tables.Entries] = {}  # by cgroup
+        self._sources: dict[Address, Address | None] = {}
+        self._maps: dict[str, bpfcall.Map] = {}
+        self._kernel: tables.Tables | None = None
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether there was a snapshot to fill the tables from."""
+        return self._table is not None
+
+    def use(self, maps: dict[str, bpfcall.Map]) -> None:
+        self._maps = maps
+        self._kernel = tables.Tables(maps["services"], maps["callers"], maps["verdicts"])
+
+    def take(self, snapshot: Snapshot) -> list[str]:
+        """Apply a snapshot; remarks. Raises Invalid or Problem, and then everything stays as it was."""
+        before = self._rules, self._table, self._callers, self._sources
+        try:
+            self._rules = _rules(self._config)
+            self._table = tables.read_snapshot(snapshot, self._config.host, self._config.trust_domain, self._rules)
+            self._sources = _sources(self._table)
+            self._callers = {}
+            return self.write()
+        except BaseException:
+            self._rules, self._table, self._callers, self._sources = before
+            raise
+
+    def see(self, cgroups: Mapping[int, str]) -> bool:
+        """Whether a cgroup came or went since the last time."""
+        changed = cgroups.keys() != self._cgroups.keys()
+        self._cgroups = cgroups
+        return changed
+
+    def ask_routes(self) -> bool:
+        """Whether the address that this host uses toward a service has changed."""
+        sources = _sources(self._table) if self._table else {}
+        changed = sources != self._sources
+        self._sources = sources
+        return changed
+
+    def write(self) -> list[str]:
+        """Make the kernel's tables what they should be; remarks. Nothing to do before there are maps and a snapshot."""
+        if self._kernel is None or self._table is None:
+            return []
+        content = tables.Content(
+            services=tables.service_entries(self._table, self._sources),
+            callers=self._all_callers(self._table),
+            verdicts=tables.verdict_entries(self._table),
+        )
+        content, remarks = tables.fit(content, self._size("callers"), self._size("verdicts"))
+        self._kernel.write(content, self._size("services"))
+        return remarks
+
+    def _size(self, name: str) -> int:
+        return bpfcall.map_info(self._maps[name].fd).max_entries
+
+    def _all_callers(self, table: Table) -> tables.Entries:
+        ids = tables.caller_ids(table)
+        self._callers = {
+            number: self._callers.get(number) or tables.caller_entries(number, path, self._rules, ids)
+            for number, path in self._cgroups.items()
+        }
+        return {key: value for entries in self._callers.values() for key, value in entries.items()}
+
+
+def _rules(config: Config) -> tuple[IdentityRule, ...]:
+    names = {rule.match.uid for rule in config.identities if isinstance(rule.match.uid, str)}
+    found = {name: host.user_id(name) for name in names}
+    return with_uids(config.identities, {name: uid for name, uid in found.items() if uid is not None})
+
+
+def _sources(table: Table) -> dict[Address, Address | None]:
+    return {address: host.source_address(address) for address in tables.addresses(table)}

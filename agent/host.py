@@ -1,0 +1,116 @@
+"""What this host is: its cgroups, users, executables, addresses and namespaces. Reads only; no packet is sent."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import struct
+import time
+from pathlib import Path
+
+from agent.identity import ExeFile
+from agent.records import Address
+
+_SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, kernel 5.14
+_ROOT_INODE = 1  # of a cgroup hierarchy; inside a cgroup namespace the mount shows another one
+_DISCARD_PORT = 9  # connect() on a UDP socket only chooses a route: the port does not matter
+
+
+def cgroup_mount(mounts: str | None = None) -> str | None:
+    """Where cgroup v2 is mounted; None when it is not. The first mount wins: later ones may be a container's."""
+    text = Path("/proc/self/mounts").read_text(encoding="utf-8") if mounts is None else mounts
+    for line in text.splitlines():
+        fields = line.split(" ")
+        if len(fields) > 2 and fields[2] == "cgroup2":
+            return _unescape(fields[1])
+    return None
+
+
+def is_whole_hierarchy(mount: str) -> bool:
+    """Whether the mount shows the host's cgroups and not those of a cgroup namespace."""
+    return os.stat(mount).st_ino == _ROOT_INODE
+
+
+def own_cgroup(listing: str | None = None) -> str:
+    """This process's cgroup below the cgroup2 mount, "/" for the root."""
+    text = Path("/proc/self/cgroup").read_text(encoding="utf-8") if listing is None else listing
+    for line in text.splitlines():
+        if line.startswith("0::"):
+            return line.removeprefix("0::")
+    raise LookupError("this process is in no cgroup of cgroup v2; mount cgroup2")
+
+
+def cgroup_level(path: str) -> int:
+    """Depth below the root, as bpf_get_current_ancestor_cgroup_id counts."""
+    return len([segment for segment in path.split("/") if segment])
+
+
+def cgroup_id(directory: str) -> int:
+    """The kernel's id is the inode number of the directory (fs/kernfs, since 5.5 on 64-bit machines)."""
+    return os.stat(directory).st_ino
+
+
+def cgroups(mount: str) -> dict[int, str]:
+    """Every cgroup, id to path below the mount. One that goes away meanwhile is left out."""
+    found = {cgroup_id(mount): "/"}
+    waiting = [""]
+    while waiting:
+        parent = waiting.pop()
+        try:
+            with os.scandir(mount + parent) as entries:
+                children = {entry.inode(): f"{parent}/{entry.name}" for entry in entries if entry.is_dir()}
+        except OSError:
+            continue
+        found |= children
+        waiting += children.values()
+    return found
+
+
+def source_address(destination: Address) -> Address | None:
+    """The address this host would use toward `destination`, by its routing table; None when there is no route."""
+    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(destination), _DISCARD_PORT))
+        except OSError:
+            return None
+        return type(destination)(probe.getsockname()[0].partition("%")[0])
+
+
+def executable(path: str) -> ExeFile | None:
+    """The file at `path` as the kernel knows it; None when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return ExeFile(found.st_dev, found.st_ino)
+
+
+def user_id(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
+def netns_cookie() -> int:
+    """The cookie of this process's network namespace."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        return int(struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0])
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def boottime_ns() -> int:
+    """The clock of `started_ns` in the kernel's records."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _unescape(field: str) -> str:
+    """/proc/mounts writes blank, tab, newline and backslash as octal (fs/proc_namespace.c, mangle)."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, character)
+    return field

@@ -1,0 +1,95 @@
+"""One epoll loop: descriptors, timers, nothing else. Not asyncio: its TLS transport costs half the throughput."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import time
+from collections.abc import Callable
+
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+BROKEN = select.EPOLLHUP | select.EPOLLERR
+EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 0)
+
+Handler = Callable[[int], None]
+Task = Callable[[], None]
+
+
+class Timer:
+    """Hold it to cancel it."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, task: Task) -> None:
+        self.task: Task | None = task
+
+    def cancel(self) -> None:
+        self.task = None
+
+
+class Loop:
+    """Handlers get the event mask as a hint only: level-triggered, and after a descriptor was closed and its number
+    given to another in one batch, a hint may be meant for the old one. A handler must live with EAGAIN."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Handler] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self.woke_ns = time.monotonic_ns()  # when this batch of events was known to be ready
+        self.stopped = False
+
+    def watch(self, fd: int, events: int, handler: Handler) -> None:
+        self._handlers[fd] = handler
+        self._epoll.register(fd, events)
+
+    def change(self, fd: int, events: int) -> None:
+        self._epoll.modify(fd, events)
+
+    def forget(self, fd: int) -> None:
+        """Before the descriptor is closed."""
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def after(self, seconds: float, task: Task) -> Timer:
+        timer = Timer(task)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
+        return timer
+
+    def every(self, seconds: float, task: Task) -> None:
+        def again() -> None:
+            task()
+            self.after(seconds, again)
+
+        self.after(seconds, again)
+
+    def run(self) -> None:
+        while not self.stopped:
+            self.run_once()
+
+    def run_once(self) -> None:
+        events = self._epoll.poll(self._until_next_timer())
+        self.woke_ns = time.monotonic_ns()
+        handlers = self._handlers
+        for fd, mask in events:
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler(mask)
+        self._run_timers()
+
+    def _until_next_timer(self) -> float:
+        while self._timers and self._timers[0][2].task is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return 1.0
+        return min(1.0, max(0.0, self._timers[0][0] - time.monotonic()))
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)[2]
+            task, timer.task = timer.task, None
+            if task is not None:
+                task()

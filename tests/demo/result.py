@@ -1,0 +1,44 @@
+"""What a run of the demo found, and its one JSON object for scripts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tests.demo.claims import Claims
+
+
+@dataclass(slots=True)
+class Result:
+    """`added_ms` and `plaintext_bytes`: None until they are measured."""
+
+    claims: Claims = field(default_factory=Claims)
+    flows: list[dict[str, Any]] = field(default_factory=list)
+    added_ms: Mapping[str, float] | None = None
+    plaintext_bytes: int | None = None
+    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0
+
+    @property
+    def ok(self) -> bool:
+        return self.claims.ok
+
+    def finish(self) -> None:
+        self.seconds = time.monotonic() - self.started
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "ok": self.ok,
+            "claims": [asdict(claim) for claim in self.claims.made],
+            "flows": self.flows,
+            "added_ms": dict(self.added_ms) if self.added_ms else {"p50": None, "p99": None},
+            "plaintext_bytes_on_wire": self.plaintext_bytes,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def added(through: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float]:
+    """What the same exchanges took longer, in milliseconds."""
+    return {rank: round(through[f"{rank}_ms"] - baseline[f"{rank}_ms"], 3) for rank in ("p50", "p99")}
