@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import struct
 import time
@@ -46,7 +48,7 @@ def hooks_status(config: Config) -> dict[str, Any]:
 def hooks_remove(config: Config) -> list[str]:
     """Detach and delete exactly what is ours; one line for each thing removed. Needs no cgroup to be there still."""
     where, state_dir = pins.Pins(Path(config.bpffs)), Path(config.state_dir)
-    with state.lock(state_dir):
+    with _no_agent(Path(config.run_dir)), state.lock(state_dir):
         found = state.load(state_dir, host.boot_id())
         lines = []
         if where.directory.is_dir() and pins.is_bpffs(where.directory):
@@ -55,6 +57,22 @@ def hooks_remove(config: Config) -> list[str]:
             lines += _unmount(found)
         state.forget(state_dir)
     return lines or [f"nothing is pinned in {where.directory}"]
+
+
+@contextlib.contextmanager
+def _no_agent(run_dir: Path) -> Iterator[None]:
+    """A running agent would go on with maps that nothing writes any more. It holds this lock (agent/app.py)."""
+    try:
+        file = open(run_dir / "lock", encoding="ascii")  # noqa: SIM115 - closed below
+    except OSError:
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Problem("the agent is running and would lose its maps; stop it first") from None
+        yield
 
 
 def _remove_pins(where: pins.Pins) -> list[str]:

@@ -67,6 +67,8 @@ class Role:
         self._compile_after = 0.0
         self._may_attach = False
         self._attached = False
+        self._troubled = False  # something was told since the last `ready`
+        self._refused = False  # the latest snapshot could not be used
         self._counts = {"repairs": 0, "swept_reservations": 0, "swept_entries": 0, "generation": 0}
         self._said: dict[str, float] = {}
         self._exit: int | None = None
@@ -126,16 +128,21 @@ class Role:
         with self._telling():
             if self._compilation is None and not self._keeper.is_loaded():
                 self._compile()
-            if self._compilation is not None or not self._may_attach:
+            if self._compilation is not None or not self._may_attach or not self._maps:
                 return
             done = self._keeper.keep(self._maps)
-            if self._attached:
+            if not self._attached:
+                self._tell_ready()
+            elif done:
                 self._counts["repairs"] += len(done)
-                for line in done:
-                    self._say(f"repaired: {line}")
-            else:
-                self._attached = True
-                channel.send(self._status, {"type": "ready"})
+                self._say("repaired: " + ", ".join(done))
+            elif self._troubled and not self._refused:
+                self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        """Also when trouble is over: the supervisor takes it as that."""
+        self._attached = True
+        self._troubled = not channel.send(self._status, {"type": "ready"})
 
     def _compile(self) -> None:
         if time.monotonic() >= self._compile_after:
@@ -163,6 +170,7 @@ class Role:
         self._maps = self._keeper.open_maps()
         self._keeper.write_settings(self._maps["settings"])
         self._filler.use(self._maps)
+        channel.send(self._status, {"type": "maps"})  # whoever needs their descriptors can open them now
 
     # --- tables
 
@@ -172,12 +180,15 @@ class Role:
                 self._take_snapshot(body)
 
     def _take_snapshot(self, body: bytes) -> None:
+        self._refused = True
         try:
             snapshot = decode(body)
             with self._telling():
-                for remark in self._filler.take(snapshot):
-                    self._say(remark)
+                remarks = self._filler.take(snapshot)
+                self._refused = False
                 self._counts["generation"] = snapshot.generation
+                for remark in remarks:
+                    self._say(remark)
                 self._allow_attaching()
         except (Invalid, ValueError, KeyError, TypeError, IndexError) as error:
             self._say(f"snapshot refused, the one before stays: {error}")
@@ -254,6 +265,7 @@ class Role:
 
     def _say(self, text: str) -> None:
         """A named problem to the supervisor; the same one again only after a while."""
+        self._troubled = True
         now = time.monotonic()
         if now >= self._said.get(text, 0.0):
             self._said = {each: until for each, until in self._said.items() if until > now}

@@ -77,7 +77,8 @@ class Link:
             self._want(self._events | WRITE)
             return False
         except (OSError, ValueError) as error:
-            self._loop.after(0, lambda: self.close(_text(error)))  # not inside the caller's own step
+            reason = _text(error)
+            self._loop.after(0, lambda: self.close(reason))  # not inside the caller's own step
             return False
         return True
 

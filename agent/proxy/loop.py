@@ -33,7 +33,9 @@ class Loop:
     """Handlers get the event mask as a hint only: level-triggered, and after a descriptor was closed and its number
     given to another in one batch, a hint may be meant for the old one. A handler must live with EAGAIN."""
 
-    def __init__(self) -> None:
+    def __init__(self, failed: Callable[[int, Exception], None]) -> None:
+        """`failed` is told of what no handler planned for, after its descriptor was forgotten; a timer has none (-1)."""
+        self._failed = failed
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
         self._timers: list[tuple[float, int, Timer]] = []
@@ -60,8 +62,8 @@ class Loop:
 
     def every(self, seconds: float, task: Task) -> None:
         def again() -> None:
-            task()
             self.after(seconds, again)
+            task()
 
         self.after(seconds, again)
 
@@ -76,7 +78,11 @@ class Loop:
         for fd, mask in events:
             handler = handlers.get(fd)
             if handler is not None:
-                handler(mask)
+                try:
+                    handler(mask)
+                except Exception as error:  # noqa: BLE001 - a defect met by one connection must not end the others
+                    self.forget(fd)
+                    self._failed(fd, error)
         self._run_timers()
 
     def _until_next_timer(self) -> float:
@@ -92,4 +98,7 @@ class Loop:
             timer = heapq.heappop(self._timers)[2]
             task, timer.task = timer.task, None
             if task is not None:
-                task()
+                try:
+                    task()
+                except Exception as error:  # noqa: BLE001 - see run_once
+                    self._failed(-1, error)

@@ -180,28 +180,30 @@ class Relay:
             if event[0] == ev.DATA:
                 if self._app.fileno() >= 0:
                     self._to_app(event[1])
-            elif event[0] == ev.ENDED:
+            elif event[0] == ev.ENDED or (event[0] == ev.RESET and self._peer_reset(link, event[1])):
                 self._release(link, events[at + 1 :])
                 return
-            else:
-                self._control(link, event)
+            elif event[0] == ev.EOF:
+                self._peer_end()
+            elif event[0] == ev.PING:
+                link.send(link.tunnel.pong(event[1]))
+            elif event[0] == ev.VIOLATION:
+                link.close(f"protocol violation: {event[1]}")
             if self._link is None:
                 return
 
-    def _control(self, link: Link, event: Event) -> None:
-        if event[0] == ev.EOF:
-            self._peer_ended = True
-            if not self._pending:
-                self._shutdown_app()
-        elif event[0] == ev.RESET:
-            self._close_app(f"reset by the peer: {event[1].name.lower()}", orderly=False)
-            if link.tunnel.owes_reset:
-                link.send(link.tunnel.reset(event[1]))
-                self._settle()
-        elif event[0] == ev.PING:
-            link.send(link.tunnel.pong(event[1]))
-        elif event[0] == ev.VIOLATION:
-            link.close(f"protocol violation: {event[1]}")
+    def _peer_end(self) -> None:
+        self._peer_ended = True
+        if not self._pending and self._app.fileno() >= 0:
+            self._shutdown_app()
+
+    def _peer_reset(self, link: Link, reason: ResetReason) -> bool:
+        """Whether our answer ended the stream; if no answer was owed, ENDED follows."""
+        self._close_app(f"reset by the peer: {reason.name.lower()}", orderly=False)
+        if not link.tunnel.owes_reset:
+            return False
+        link.send(link.tunnel.reset(reason))
+        return True
 
     def drained(self, link: Link) -> None:
         if link.tunnel.can_send:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import socket
 import ssl
 import sys
@@ -50,7 +52,7 @@ class Worker:
         self._rules = rules
         self._files = files
         self._given = inherited
-        self._loop = Loop()
+        self._loop = Loop(self._unplanned)
         self._who = Who(self._loop, inherited.who, needs_exe(rules))
         self._snapshot: Snapshot | None = None
         self._shared: Shared | None = None
@@ -60,12 +62,13 @@ class Worker:
         self._handshakes: set[Handshake] = set()
         self._draining = False
         self.lost_outcomes = 0
+        self.defects = 0
 
     def run(self) -> int:
         loop, given = self._loop, self._given
         loop.watch(given.orders.fileno(), READ, lambda _: self._guarded(self._order))
         loop.watch(given.status.fileno(), READ, lambda _: self._guarded(self._status))
-        loop.every(1.0, lambda: self._tell({"type": "beat", "lost_outcomes": self.lost_outcomes}))
+        loop.every(1.0, lambda: self._tell({"type": "beat", "lost_outcomes": self.lost_outcomes, "defects": self.defects}))
         loop.every(self._config.report_open_every, self._report_open)
         loop.every(1.0, self._ask_again)
         channel.send(given.orders, {"type": "hello"})
@@ -184,6 +187,14 @@ class Worker:
         if self._shared is not None:
             for stream in list(self._shared.live):
                 stream.report_open()
+
+    def _unplanned(self, fd: int, error: Exception) -> None:
+        """A defect: say where, cut the one connection it happened to, go on with the others."""
+        self.defects += 1
+        log.error("defect in the proxy, its connection is cut", exc_info=error)
+        if fd >= 0:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
 
     def _tell(self, message: channel.Message) -> None:
         channel.send(self._given.status, message)
