@@ -1,4 +1,4 @@
-"""The composition root: the only place that sees both hooks and proxy. Prepares the host, then runs the supervisor or one role."""
+"""The composition root, the only place that sees both hooks and proxy: prepares the host, runs supervisor or role."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def read_config(path: str) -> Config:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise StartError(f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise StartError(
+            f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return load_config(text, path)
 
 
@@ -89,7 +91,9 @@ def _only_one(config: Config):  # type: ignore[no-untyped-def]
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StartError(f"another agent runs with {config.run_dir}; stop it first, or give this one its own run_dir") from None
+            raise StartError(
+                f"another agent runs with {config.run_dir}; stop it first, or give this one its own run_dir"
+            ) from None
         yield
 
 
@@ -183,7 +187,12 @@ class _Channels:
 def _add_control(supervisor: Supervisor, channels: _Channels, workers: list[str], maps: Mapping[str, int]) -> None:
     status, ours = channels.ends("status:control")
     orders = {f"orders:{name}": channels.near(f"orders:{name}") for name in ["hooks", *workers]}
-    needs = {"status": status, "outcomes": channels.near("outcomes"), "refusals": maps["refusals"], "exits": maps["exits"]}
+    needs = {
+        "status": status,
+        "outcomes": channels.near("outcomes"),
+        "refusals": maps["refusals"],
+        "exits": maps["exits"],
+    }
     supervisor.add("control", {**needs, **orders}, ours)
 
 

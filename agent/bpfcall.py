@@ -142,7 +142,7 @@ class Map:
         return True
 
     def keys(self) -> Iterator[bytes]:
-        """All keys. Deleting the one just given is safe; entries that come and go meanwhile may be missed or repeated."""
+        """All keys. The one just given may be deleted; entries that come and go meanwhile may be missed or repeated."""
         following = ctypes.create_string_buffer(self.key_size)
         key: ctypes.Array[ctypes.c_char] | None = None
         while True:

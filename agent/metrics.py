@@ -24,7 +24,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         of_flow = ("source", "destination", "service", "side")
         self.flows = Counter(
-            "underpass_flows", "Flows that ended, by how they ended.", (*of_flow, "verdict", "reason"), registry=self.registry
+            "underpass_flows",
+            "Flows that ended, by how they ended.",
+            (*of_flow, "verdict", "reason"),
+            registry=self.registry,
         )
         self.bytes = Counter(
             "underpass_flow_bytes", "Application bytes of flows.", (*of_flow, "direction"), registry=self.registry
@@ -35,20 +38,31 @@ class Metrics:
         )  # fmt: skip
         self.open = Gauge("underpass_flows_open", "Flows known to be open.", ("side",), registry=self.registry)
         self.rejects = Counter(
-            "underpass_tunnel_rejects", "Peers on the tunnel port that were refused.", ("reason",), registry=self.registry
+            "underpass_tunnel_rejects",
+            "Peers on the tunnel port that were refused.",
+            ("reason",),
+            registry=self.registry,
         )
         self.lines = Counter("underpass_audit_lines", "Outcome lines, by fate.", ("fate",), registry=self.registry)
         self.exits = Gauge(
-            "underpass_kernel_exits", "Ways out of the kernel programs since they were loaded.", ("exit",), registry=self.registry
+            "underpass_kernel_exits",
+            "Ways out of the kernel programs since they were loaded.",
+            ("exit",),
+            registry=self.registry,
         )
         self.leaf_expiry = Gauge(
-            "underpass_leaf_expiry_timestamp_seconds", "When the leaf certificate ends.", ("identity",), registry=self.registry
+            "underpass_leaf_expiry_timestamp_seconds",
+            "When the leaf certificate ends.",
+            ("identity",),
+            registry=self.registry,
         )
         self.rotations = Counter(
             "underpass_leaf_rotations", "Leaf certificates issued.", ("result",), registry=self.registry
         )
         self.generation = Gauge("underpass_snapshot_generation", "Generation in force.", registry=self.registry)
-        self.reloads = Counter("underpass_policy_reloads", "Policy and services reloads.", ("result",), registry=self.registry)
+        self.reloads = Counter(
+            "underpass_policy_reloads", "Policy and services reloads.", ("result",), registry=self.registry
+        )
         self._carried: dict[tuple[str, str], tuple[int, int]] = {}
 
     def observe(self, outcome: Mapping[str, Any]) -> None:

@@ -106,7 +106,18 @@ def unpack_flow(data: bytes) -> Flow:
     if dialled is None:
         raise ValueError("a flow without its original destination")
     return Flow(
-        cookie, cgroup, started, dialled, unpack_address(source), uid, pid, caller, service, port, source_port, Role(role)
+        cookie,
+        cgroup,
+        started,
+        dialled,
+        unpack_address(source),
+        uid,
+        pid,
+        caller,
+        service,
+        port,
+        source_port,
+        Role(role),
     )
 
 

@@ -40,7 +40,9 @@ class Routes:
 
     def to(self, address: IPAddress, port: int) -> Route | NoRoute:
         """The route for an application that dialled `address`:`port`. Endpoints behind a virtual address take turns."""
-        service = next((s for s in self._by_address.get(address, ()) if any(port in range_ for range_ in s.ports)), None)
+        service = next(
+            (s for s in self._by_address.get(address, ()) if any(port in range_ for range_ in s.ports)), None
+        )
         if service is None:
             return NoRoute(f"no service has {address} port {port}; it was removed after the kernel captured it")
         own = [endpoint for endpoint in service.endpoints if endpoint.address == address]
@@ -52,7 +54,7 @@ class Routes:
         return Route(service, endpoint, service.identity(endpoint, self._trust_domain), tunnel)
 
     def here(self, destination: SpiffeId, service_name: str, address: IPAddress, port: int) -> Route | NoRoute:
-        """The route on the destination's own host: is this service, under this address, served here by this identity?"""
+        """On the destination's own host: is this service, under this address, served here by this identity?"""
         service = self._directory.services.get(service_name)
         if service is None:
             return NoRoute(f"service {service_name} is not known here")

@@ -43,5 +43,5 @@ def read(run_dir: str) -> dict[str, Any]:
 
 
 def _lives(pid: int) -> bool:
-    """The pid alone says too little (it may be another process by now), but the file is rewritten by every supervisor."""
+    """A pid alone says little (it may be another process by now), but every supervisor rewrites the file."""
     return pid > 0 and os.path.exists(f"/proc/{pid}")

@@ -1,4 +1,4 @@
-"""Everything a role needs to decide and act, as one value: built whole by control, swapped whole by hooks and proxies. Pure.
+"""Everything a role needs to decide and act, as one value: built whole by control, swapped whole by the others. Pure.
 
 It travels as JSON in a memory file (agent/channel.py). Texts travel rather than parsed objects: every role parses them
 with the same functions of policy/, so there is no second format to keep in step.

@@ -116,7 +116,9 @@ class Supervisor:
     def _bury(self, role: Role, code: int, now: float) -> None:
         self._hear(role)  # its last words must not count for its successor
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        role.backoff = FIRST_BACKOFF_S if now - role.started > STABLE_AFTER_S else min(role.backoff * 2, LONGEST_BACKOFF_S)
+        role.backoff = (
+            FIRST_BACKOFF_S if now - role.started > STABLE_AFTER_S else min(role.backoff * 2, LONGEST_BACKOFF_S)
+        )
         role.restart_at = now + role.backoff
         log.error("%s ended by %s; next start in %.1f s", role.name, how, role.backoff)
         role.process = None
@@ -148,7 +150,9 @@ class Supervisor:
             self._reload = False
             self._signal("control", signal.SIGHUP)
         states = {
-            role.name: RoleState(role.process.pid if role.process else 0, role.ready, max(0, role.restarts), role.problem)
+            role.name: RoleState(
+                role.process.pid if role.process else 0, role.ready, max(0, role.restarts), role.problem
+            )
             for role in self._roles.values()
         }
         if states != self._published:

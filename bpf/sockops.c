@@ -4,7 +4,10 @@
 
 #define IPV4 2
 #define SYN_SENT 2
+#define FIN_WAIT2 5
 #define CLOSED 7
+#define LAST_ACK 9
+#define CLOSING 11
 
 static __always_inline void load_tuple(struct bpf_sock_ops *ctx, struct tuple *tuple, int dialled)
 {
@@ -83,13 +86,21 @@ static __always_inline void take(struct bpf_sock_ops *ctx)
 	flows.delete(&tuple);
 }
 
-/* A connect that never succeeded: nobody will take its entry. Later states leave it alone, because an application may
- * connect, send and close before the proxy's side of the handshake has run. */
+/* A connect that never succeeded, or the orderly end of one whose other side these programs do not see (a server in
+ * another namespace): nobody will take the entry, and left there it would fill the table. Other states leave it alone:
+ * an application may connect, send and abort before the other side of the handshake has run. In these the other side
+ * has acknowledged our FIN, so it has run. */
+static __always_inline int is_over(u32 before, u32 after)
+{
+	return after == CLOSED &&
+	       (before == SYN_SENT || before == FIN_WAIT2 || before == LAST_ACK || before == CLOSING);
+}
+
 static __always_inline void withdraw(struct bpf_sock_ops *ctx)
 {
 	struct tuple tuple;
 
-	if (ctx->args[0] != SYN_SENT || ctx->args[1] != CLOSED)
+	if (!is_over(ctx->args[0], ctx->args[1]))
 		return;
 	load_tuple(ctx, &tuple, 1);
 	if (!flows.delete(&tuple))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,7 @@ class AdminServer:
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, address[0], address[1]).start()
-        if os.path.exists(unix_path):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(unix_path)  # of a control that was killed; the supervisor's lock says that there is no other
         await web.UnixSite(self._runner, unix_path).start()
 

@@ -1,4 +1,4 @@
-"""Appends outcome lines to one file. A line is written whole or its loss is counted and said; it never holds a flow up."""
+"""Appends outcome lines to one file. A line is written whole, or its loss is counted and said."""
 
 from __future__ import annotations
 

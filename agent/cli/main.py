@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add(
-    to: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, help_text: str, command: Command
+    to: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help_text: str, command: Command
 ) -> argparse.ArgumentParser:
     # An entry without help text is not listed, so that `role` stays out of people's way.
     hidden = help_text == argparse.SUPPRESS
@@ -77,12 +77,12 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", default=DEFAULT_CONFIG, help=f"default: {DEFAULT_CONFIG}")
 
 
-def _add_config_commands(nouns: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_config_commands(nouns: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verbs = nouns.add_parser("config", help="the configuration").add_subparsers(required=True, metavar="VERB")
     _add_config(_add(verbs, "check", "every problem of configuration, policy, services and keys", config_command.check))
 
 
-def _add_hooks_commands(nouns: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_hooks_commands(nouns: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verbs = nouns.add_parser("hooks", help="the kernel programs").add_subparsers(required=True, metavar="VERB")
     status = _add(verbs, "status", "what should be attached and what is", hooks_command.status)
     status.add_argument("--json", action="store_true")
@@ -91,12 +91,19 @@ def _add_hooks_commands(nouns: "argparse._SubParsersAction[argparse.ArgumentPars
         _add_config(each)
 
 
-def _add_ca_commands(nouns: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_ca_commands(nouns: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verbs = nouns.add_parser("ca", help="the mesh's certificates").add_subparsers(required=True, metavar="VERB")
-    init = _add(verbs, "init", "make the root of a mesh", lambda a: _tell(ca.ca_init(a.directory, a.trust_domain, time.time())))
+    init = _add(
+        verbs, "init", "make the root of a mesh", lambda a: _tell(ca.ca_init(a.directory, a.trust_domain, time.time()))
+    )
     init.add_argument("directory", type=Path)
     init.add_argument("--trust-domain", required=True)
-    host = _add(verbs, "host", "make the intermediate of one host", lambda a: _tell(ca.ca_host(a.root, a.name, a.out, time.time())))
+    host = _add(
+        verbs,
+        "host",
+        "make the intermediate of one host",
+        lambda a: _tell(ca.ca_host(a.root, a.name, a.out, time.time())),
+    )
     host.add_argument("name")
     host.add_argument("--root", type=Path, required=True, help="the directory that `ca init` made")
     host.add_argument("--out", type=Path, required=True, help="where root.pem, host.pem and host.key go")

@@ -17,7 +17,11 @@ class Leaves:
     """`failed` gets one line for each renewal that did not succeed; the old leaf then stays until it expires."""
 
     def __init__(
-        self, issuer: Issuer, identities: Iterable[SpiffeId], failed: Callable[[str], None], jitter: Callable[[], float] = random.random
+        self,
+        issuer: Issuer,
+        identities: Iterable[SpiffeId],
+        failed: Callable[[str], None],
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._issuer = issuer
         self._leaves: dict[SpiffeId, Leaf | None] = dict.fromkeys(identities)
@@ -54,7 +58,12 @@ class Leaves:
     def texts(self) -> tuple[LeafText, ...]:
         return tuple(
             LeafText(
-                leaf.identity.uri, leaf.chain_pem.decode(), leaf.key_pem.decode(), leaf.not_before, leaf.not_after, leaf.serial
+                leaf.identity.uri,
+                leaf.chain_pem.decode(),
+                leaf.key_pem.decode(),
+                leaf.not_before,
+                leaf.not_after,
+                leaf.serial,
             )
             for leaf in self._leaves.values()
             if leaf is not None

@@ -77,8 +77,9 @@ class Filler:
 
     def _all_callers(self, table: Table) -> tables.Entries:
         ids = tables.caller_ids(table)
+        known = self._callers  # a cgroup never changes its path
         self._callers = {
-            number: self._callers.get(number) or tables.caller_entries(number, path, self._rules, ids)
+            number: known[number] if number in known else tables.caller_entries(number, path, self._rules, ids)
             for number, path in self._cgroups.items()
         }
         return {key: value for entries in self._callers.values() for key, value in entries.items()}

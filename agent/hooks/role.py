@@ -146,7 +146,6 @@ class Role:
 
     def _compile(self) -> None:
         if time.monotonic() >= self._compile_after:
-            self._compile_after = time.monotonic() + _COMPILE_AGAIN_S
             self._compilation = self._keeper.compile()
 
     def _watch_compilation(self) -> None:
@@ -159,6 +158,7 @@ class Role:
                     return
             except Problem:
                 self._compilation = None
+                self._compile_after = time.monotonic() + _COMPILE_AGAIN_S
                 raise
             self._compilation = None
             self._keeper.promote()

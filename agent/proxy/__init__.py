@@ -1,1 +1,1 @@
-"""The byte path: one process, one epoll loop. Reading order: worker, listener, source, pool, link, destination, relay."""
+"""The byte path: one epoll loop. Reading order: worker, listener, source, pool, link, destination, relay."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -57,10 +58,8 @@ class Listener:
         """Give the reserve descriptor up for one accept, so that a waiting client is refused instead of left hanging;
         then pause, because level-triggered epoll would spin."""
         os.close(self._reserve)
-        try:
+        with contextlib.suppress(OSError):  # another worker took it, or the reserve went elsewhere: then pause only
             self._socket.accept()[0].close()
-        except OSError:
-            pass  # another worker took it, or the reserve went to somebody else: the pause below is the remedy
         self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._exhausted()
         self._loop.forget(self._socket.fileno())

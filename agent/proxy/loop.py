@@ -34,7 +34,7 @@ class Loop:
     given to another in one batch, a hint may be meant for the old one. A handler must live with EAGAIN."""
 
     def __init__(self, failed: Callable[[int, Exception], None]) -> None:
-        """`failed` is told of what no handler planned for, after its descriptor was forgotten; a timer has none (-1)."""
+        """`failed` is told of what no handler planned for, after its descriptor was forgotten; a timer has -1."""
         self._failed = failed
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}

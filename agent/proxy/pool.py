@@ -1,4 +1,4 @@
-"""Warm tunnels between two identities: an application's connection then costs no handshake. Never shared across them."""
+"""Warm tunnels between two identities, never shared across them: a connection then costs no handshake."""
 
 from __future__ import annotations
 

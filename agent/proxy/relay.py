@@ -1,6 +1,6 @@
 """Bytes both ways between an application's socket and a stream, until both directions have ended.
 
-Back-pressure: each direction holds at most one read (64 KiB class). While it is held, the side it came from is not read.
+Back-pressure: each direction holds at most one read (64 KiB class), and meanwhile the side it came from is not read.
 """
 
 from __future__ import annotations
@@ -40,8 +40,20 @@ class Relay:
     once, when the application's socket is closed. On the source side the application is the client."""
 
     __slots__ = (
-        "_app", "_app_events", "_buffer", "_finished", "_forward", "_link", "_loop", "_pending", "_peer_ended",
-        "_released", "_view", "from_app", "latency", "to_app",
+        "_app",
+        "_app_events",
+        "_buffer",
+        "_finished",
+        "_forward",
+        "_link",
+        "_loop",
+        "_peer_ended",
+        "_pending",
+        "_released",
+        "_view",
+        "from_app",
+        "latency",
+        "to_app",
     )  # fmt: skip
 
     def __init__(

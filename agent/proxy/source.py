@@ -202,9 +202,7 @@ class SourceStream:
         assert flow is not None
         self._draft.connect_ms = round((time.clock_gettime_ns(time.CLOCK_BOOTTIME) - flow.started_ns) / 1e6, 3)
         self._app.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        relay = Relay(
-            self._shared.loop, self._app, link, self._shared.app_buffer, True, self._released, self._finished
-        )
+        relay = Relay(self._shared.loop, self._app, link, self._shared.app_buffer, True, self._released, self._finished)
         self._relay = self._draft.relay = relay
         self._shared.live.add(self)
         if rest:

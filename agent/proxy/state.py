@@ -27,7 +27,7 @@ class State:
 
 
 def build(snapshot: Snapshot, trust_domain: str, old: State | None, old_snapshot: Snapshot | None) -> State:
-    """ValueError (policy.fields.Invalid, CertError, ssl.SSLError) when anything in it is wrong; the old state then stays."""
+    """ValueError (Invalid, CertError) or ssl.SSLError when anything in it is wrong; the old state then stays."""
     directory = load_directory(snapshot.services[1], snapshot.services[0])
     policy = load_policies(snapshot.policies)
     same_leaves = (

@@ -1,4 +1,4 @@
-"""A proxy role: takes the descriptors it was given, waits for a snapshot, then accepts, decides and relays until told to end."""
+"""A proxy role: with the descriptors it was given and a snapshot it accepts, decides and relays until told to end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from agent import channel
 from agent.config import Config
 from agent.identity import ExeFile, IdentityRule, needs_exe
-from agent.outcome import Outcome, to_json
+from agent.outcome import Outcome, socket_text, to_json
 from agent.proxy.destination import Destination, reject
 from agent.proxy.handshake import Authenticated, Failure, Handshake
 from agent.proxy.link import Link
@@ -46,7 +46,11 @@ class Inherited:
 
 class Worker:
     def __init__(
-        self, config: Config, rules: tuple[IdentityRule, ...], files: Callable[[], dict[str, ExeFile]], inherited: Inherited
+        self,
+        config: Config,
+        rules: tuple[IdentityRule, ...],
+        files: Callable[[], dict[str, ExeFile]],
+        inherited: Inherited,
     ) -> None:
         self._config = config
         self._rules = rules
@@ -68,7 +72,9 @@ class Worker:
         loop, given = self._loop, self._given
         loop.watch(given.orders.fileno(), READ, lambda _: self._guarded(self._order))
         loop.watch(given.status.fileno(), READ, lambda _: self._guarded(self._status))
-        loop.every(1.0, lambda: self._tell({"type": "beat", "lost_outcomes": self.lost_outcomes, "defects": self.defects}))
+        loop.every(
+            1.0, lambda: self._tell({"type": "beat", "lost_outcomes": self.lost_outcomes, "defects": self.defects})
+        )
         loop.every(self._config.report_open_every, self._report_open)
         loop.every(1.0, self._ask_again)
         channel.send(given.orders, {"type": "hello"})
@@ -148,7 +154,7 @@ class Worker:
         shared = self._shared
         assert shared is not None
         state = shared.state
-        peer = "%s:%d" % sock.getpeername()[:2] if _connected(sock) else ""
+        peer = _peer_of(sock)
 
         def done(result: Authenticated | Failure) -> None:
             if isinstance(result, Failure):
@@ -210,14 +216,13 @@ class Worker:
         self._loop.stopped = True
 
 
-def _connected(sock: socket.socket) -> bool:
+def _peer_of(sock: socket.socket) -> str:
     try:
-        sock.getpeername()
+        return socket_text(*sock.getpeername()[:2])
     except OSError:
-        return False
-    return True
+        return ""  # gone already
 
 
 def count_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """The ssl module reports a server name that is not ASCII only here; any stranger can send one, so one short line."""
+    """The ssl module reports a server name that is not ASCII only here; any stranger can send one: one short line."""
     log.warning("refused inside a TLS callback: %s", unraisable.exc_type.__name__)

@@ -18,13 +18,17 @@ def pack(message: Message) -> bytes:
     return len(raw).to_bytes(2) + bytes(raw)
 
 
-def receive(connection: socket.socket) -> Message | None:
-    """None where the other side has ended between two messages; ConnectionError where it ended within one."""
+def unpack(body: bytes) -> Message:
+    message, _ = iso8583.decode(body, SPEC)
+    return dict(message)
+
+
+def receive(connection: socket.socket) -> bytes | None:
+    """One message. None where the other side has ended between two; ConnectionError where it ended within one."""
     head = receive_exactly(connection, 2)
     if not head:
         return None
     body = receive_exactly(connection, int.from_bytes(head))
     if len(head) < 2 or len(body) < int.from_bytes(head):
         raise ConnectionError("the other side ended within a message")
-    message, _ = iso8583.decode(body, SPEC)
-    return dict(message)
+    return body

@@ -13,7 +13,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from tests.apps.iso import Message, pack, receive
+from tests.apps.iso import Message, pack, receive, unpack
 from tests.apps.net import listen, parse_address, show_address
 
 APPROVED, NOT_SUPPORTED = "00", "40"
@@ -35,7 +35,7 @@ def serve(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with connection, suppress(ConnectionError):
         while request := receive(connection):
-            connection.sendall(pack(answer(request)))
+            connection.sendall(pack(answer(unpack(request))))
 
 
 def main() -> None:

@@ -83,8 +83,8 @@ def _kill_all(host: Host, prober: Prober) -> str:
     wrong = [attempt for attempt in dead if _good(attempt)]
     expect(bool(dead), "nobody dialled while it was dead")
     expect(not wrong, f"{len(wrong)} of {len(dead)} connects got through while no agent lived")
-    failed = _failures(attempts)
-    return f"{len(died)} processes killed; {_show(failed)}; worked again after {back_at - killed_at:.1f} s"
+    what = f"{len(died)} processes killed; of {len(attempts)} connects {_show(_failures(attempts))}"
+    return f"{what}; worked again after {back_at - killed_at:.1f} s"
 
 
 def _kill_role(host: Host, prober: Prober, role: str) -> str:
@@ -95,10 +95,11 @@ def _kill_role(host: Host, prober: Prober, role: str) -> str:
     until(lambda: _restarted(host, role, before), RECOVERY_S, f"another {role}, ready")
     restarted_s = time.monotonic() - killed_at
     prober.wait_steady(time.monotonic())
-    failed = _failures(prober.since(killed_at))
+    attempts = prober.since(killed_at)
+    failed = _failures(attempts)
     # Without its proxy a captured connection has nowhere to go; without the other two it must not notice.
     expect(role.startswith("proxy") or not failed, f"traffic noticed: {_show(failed)}")
-    return f"restarted and ready after {restarted_s:.1f} s; {_show(failed)}"
+    return f"restarted and ready after {restarted_s:.1f} s; of {len(attempts)} connects {_show(failed)}"
 
 
 def _restarted(host: Host, role: str, before: int) -> bool:
@@ -116,4 +117,4 @@ def _failures(attempts: Sequence[dict[str, Any]]) -> Counter[str]:
 
 
 def _show(failed: Counter[str]) -> str:
-    return ", ".join(f"{count} connects failed with {name}" for name, count in failed.items()) or "no connect failed"
+    return ", ".join(f"{count} failed with {name}" for name, count in failed.items()) or "none failed"

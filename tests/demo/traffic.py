@@ -26,10 +26,9 @@ CLIENTS, TRANSACTIONS = 4, 50
 NEEDLES = [SQL_MARK.encode(), b"pgbench_accounts", b"inet_client_addr", PAN.encode(), b"UNDERPASSBANK01"]
 
 
-def run_terminal(world: World, where: Place) -> dict[str, Any]:
-    """The same program and the same exchanges, with and without Underpass."""
+def run_terminal(world: World, where: Place, exchanges: int) -> dict[str, Any]:
     to = f"{world.b.v4}:{SWITCH_PORT}"
-    return _json(where, [PYTHON, "-m", "tests.apps.terminal", "--connect", to, "--count", str(EXCHANGES)])
+    return _json(where, [PYTHON, "-m", "tests.apps.terminal", "--connect", to, "--count", str(exchanges)])
 
 
 def show_applications(world: World, claims: Claims) -> None:
@@ -45,7 +44,8 @@ def show_lab(world: World, claims: Claims) -> None:
             claims.check(name, partial(_lab, here, there, family))
 
 
-def check_terminal(result: dict[str, Any], local: str) -> str:
+def show_terminal(world: World) -> str:
+    result, local = run_terminal(world, world.a.place("terminal"), EXCHANGES), world.a.v4
     done = result["authorisations"] + result["network_messages"]
     expect(done == EXCHANGES + 1, f"{done} of {EXCHANGES + 1} messages were answered")
     expect(result["local"].startswith(f"{local}:"), f"getsockname answered {result['local']}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import itertools
 import os
 import shutil
@@ -142,7 +143,8 @@ class Kernel:
         if pid == 0:
             _hold_netns(theirs)
         try:
-            assert ours.poll(10) and ours.recv() == "made", "could not make a network namespace"
+            assert ours.poll(10), "could not make a network namespace"
+            assert ours.recv() == "made"
             fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             ours.send("enough")
@@ -183,6 +185,19 @@ class Kernel:
     def flows(self) -> list[tuple[bytes, bytes]]:
         return list(self.map("flows").items())
 
+    def fill_flows(self) -> int:
+        """A hash holds a little more than asked for (one spare element for each CPU): add until it refuses."""
+        address = ip_address(V4)
+        value = records.pack_flow(records.Flow(1, 1, 1, address, None, 0, 0, 0, 0, 1, 1, records.Role.CAPTURED))
+        for count in itertools.count():
+            try:
+                self.map("flows").update(records.TUPLE.pack(0, os.urandom(16), bytes(16), 0, 0, 0), value)
+            except OSError as error:
+                if error.errno != errno.E2BIG:
+                    raise
+                return count
+        raise AssertionError("a hash without end")
+
     def note(self, sock: socket.socket) -> records.Flow | None:
         """The flow of a socket of this process."""
         value = self.map("socket_flows").lookup(sock.fileno().to_bytes(4, sys.byteorder))
@@ -204,6 +219,13 @@ class Kernel:
             _rmdir(directory)
         _rmdir(Path(self.mount + self.path))
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def wait_until(condition: Callable[[], bool], within: float = 5.0) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {within} s"
+        time.sleep(0.01)
 
 
 def install(site: Site) -> None:

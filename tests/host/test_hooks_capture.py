@@ -176,7 +176,9 @@ def test_an_unavailable_service_refuses_with_econnrefused(kernel: Kernel) -> Non
 def test_an_unknown_caller_is_captured_for_the_proxy_to_decide(kernel: Kernel) -> None:
     """`server` is a cgroup that no table knows."""
     kernel.protect(V4, 2009, service=2009)
-    kernel.map("verdicts").update(records.verdict_key(records.CALLER_NOBODY, 2009), records.verdict_value(VerdictKind.DENY, 1))
+    kernel.map("verdicts").update(
+        records.verdict_key(records.CALLER_NOBODY, 2009), records.verdict_value(VerdictKind.DENY, 1)
+    )
     far = proxy(kernel)
     peer, _own = kernel.run(lambda: connect(V4, 2009), "server")
     (flow,) = far.result()
@@ -321,14 +323,7 @@ def test_a_full_table_refuses_and_counts(new_kernel: NewKernel) -> None:
     kernel = new_kernel(max_flows=16)
     kernel.install()
     kernel.protect(V4, 2020)
-    while True:  # a hash holds a little more than asked for: one spare element for each CPU
-        place = records.TUPLE.pack(0, os.urandom(16), bytes(16), 0, 0, 0)
-        flow = Flow(1, 1, 1, ip_address(V4), None, 0, 0, 0, 0, 1, 1, Role.CAPTURED)
-        try:
-            kernel.map("flows").update(place, records.pack_flow(flow))
-        except OSError as error:
-            assert error.errno == errno.E2BIG
-            break
+    kernel.fill_flows()
     assert kernel.run(lambda: connect(V4, 2020)) == errno.EPERM
     assert kernel.exits()["full"] == 1
     assert [refusal.exit for refusal in refusals(kernel)] == [Exit.FULL]

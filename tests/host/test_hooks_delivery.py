@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import sys
 from ipaddress import ip_address
@@ -104,16 +103,41 @@ def test_a_failed_delivery_leaves_no_entry(kernel: Kernel) -> None:
     assert kernel.flows() == []
 
 
+def test_an_entry_that_nobody_could_take_goes_with_its_connection(kernel: Kernel) -> None:
+    """The server is outside of the attached cgroups: it sees the proxy, and the table must not fill up for that."""
+
+    def outside(talk: Connection) -> Any:
+        with socket.create_server((V4, 3006)) as listener:
+            talk.send("listening")
+            accepted, peer = listener.accept()
+            with accepted:
+                talk.recv()
+                accepted.recv(1)
+            return peer
+
+    far = kernel.start(outside, "/")
+    far.receive()
+    note = records.delivered(CLIENT4, 40000, ip_address(V4), 3006)
+
+    def body() -> tuple[int, int]:
+        with socket.socket() as sock:
+            kernel.map("socket_flows").update(sock.fileno().to_bytes(4, sys.byteorder), note)
+            sock.connect((V4, 3006))
+            during = len(kernel.flows())
+            far.talk.send("go on")
+            sock.shutdown(socket.SHUT_WR)
+            sock.recv(1)
+        return during, len(kernel.flows())
+
+    assert kernel.run(body, "agent") == (1, 0)
+    assert far.result()[0] == V4
+
+
 def test_a_delivery_is_refused_when_the_table_is_full(new_kernel: NewKernel) -> None:
     """Else the server would take the proxy for its client."""
     kernel = new_kernel(max_flows=16)
     kernel.install()
-    filled = 0
-    with pytest.raises(OSError, match="Argument list too long"):
-        while True:
-            place = records.TUPLE.pack(0, os.urandom(16), bytes(16), 0, 0, 0)
-            kernel.map("flows").update(place, records.delivered(CLIENT4, 1, CLIENT4, 1))
-            filled += 1
+    filled = kernel.fill_flows()
     server(kernel, V4, 3005)
     assert deliver(kernel, V4, 3005, CLIENT4) == errno.EPERM
     assert kernel.exits()["full"] == 1

@@ -23,7 +23,7 @@ from agent.hooks.keeper import Keeper
 from agent.hooks.problem import Problem
 from agent.records import VerdictKind
 from tests.host.conftest import NewKernel
-from tests.host.kernel_fixture import CAPTURE_PORT, V4, Kernel, install
+from tests.host.kernel_fixture import CAPTURE_PORT, V4, Kernel, install, wait_until
 
 _PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _LINK_DETACH = 5, 8, 9, 34
 _CONNECT4 = source.PROGRAMS["connect4"]
@@ -64,7 +64,7 @@ def foreign_program() -> int:
     code = struct.pack("=BBHiBBHi", 0xB7, 0, 0, 1, 0x95, 0, 0, 0)
     code_buffer, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
     at, by = ctypes.addressof(code_buffer), ctypes.addressof(licence)
-    # prog_type, insn_cnt, insns, license, log_level, log_size, log_buf, kern_version, prog_flags, name[16], ifindex, type
+    # prog_type, insn_cnt, insns, license, log_level, log_size, log_buf, kern_version, prog_flags, name, ifindex, type
     body = struct.pack(
         "=IIQQIIQII16sII", _CONNECT4.program_type, 2, at, by, 0, 0, 0, 0, 0, b"foreign", 0, _CONNECT4.attach_type
     )
@@ -150,6 +150,10 @@ class Precompiled:
         for name, fd in self.programs.items():
             bpfcall.pin(fd, str(self.where.staging / name))
 
+    def close(self) -> None:
+        for fd in (*self.programs.values(), *self.maps.values()):
+            os.close(fd)
+
     def compile(self, keeper: Keeper) -> Precompiled:
         attach.clear(self.where.staging)
         return self
@@ -180,6 +184,7 @@ def test_killed_at_any_step_the_next_start_has_exactly_one_of_each(
         else:
             pytest.fail("never came to the end")
     assert steps > 60
+    precompiled.close()
     commands.hooks_remove(kernel.config)
     assert attached(kernel) == NONE
 
@@ -231,7 +236,7 @@ def test_a_root_cgroup_made_again_is_attached_again(new_kernel: NewKernel) -> No
     kernel.install()
     assert attached(kernel, "slice") == ONE_OF_EACH
     root.rmdir()
-    assert {link.cgroup for name, link in links(kernel).items() if "@" not in name} == {0}
+    wait_until(lambda: {link.cgroup for name, link in links(kernel).items() if "@" not in name} == {0})
     assert "cannot use cgroup" in install_refused(kernel)
     root.mkdir()
     kernel.install()
@@ -398,6 +403,6 @@ def test_what_the_kernel_does_not_take_is_one_clear_error(new_kernel: NewKernel)
     kernel = new_kernel()
     where = pins.Pins(Path(kernel.config.bpffs))
     pins.prepare(where)
-    with pytest.raises(Problem, match="the kernel did not take bpf/: .*flows"):
+    with pytest.raises(Problem, match=r"the kernel did not take bpf/: .*flows"):
         compile_programs(where.directory, where.staging, 0)
     assert attached(kernel) == NONE

@@ -59,9 +59,14 @@ class Proxy:
     def __post_init__(self) -> None:
         self._ends = {name: channel.pair(1 << 20) for name in ("status", "orders", "who", "outcomes")}
         given = Inherited(
-            *(self._ends[name][0] for name in ("status", "orders", "who", "outcomes")),
-            (self.capture,), self.tunnel, self.flows,
-        )  # fmt: skip
+            status=self._ends["status"][0],
+            orders=self._ends["orders"][0],
+            who=self._ends["who"][0],
+            outcomes=self._ends["outcomes"][0],
+            captures=(self.capture,),
+            tunnels=self.tunnel,
+            socket_flows=self.flows,
+        )
         self.worker = Worker(self.config, self.config.identities, dict, given)
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self.worker.run), threading.Thread(target=self._answer)]
@@ -132,7 +137,12 @@ class Pair:
         leaves = [make_leaf(intermediate, SpiffeId(DOMAIN, host, name), now, lifetime) for name in names]
         texts = tuple(
             LeafText(
-                leaf.identity.uri, leaf.chain_pem.decode(), leaf.key_pem.decode(), leaf.not_before, leaf.not_after, leaf.serial
+                leaf.identity.uri,
+                leaf.chain_pem.decode(),
+                leaf.key_pem.decode(),
+                leaf.not_before,
+                leaf.not_after,
+                leaf.serial,
             )
             for leaf in leaves
         )
@@ -170,7 +180,7 @@ class Pair:
 @contextlib.contextmanager
 def running(limits: str = "") -> Iterator[Pair]:
     pair = Pair(limits)
-    with mock.patch("agent.proxy.state.load_directory", lambda _text, _source: pair.directory()):
+    with mock.patch("agent.proxy.state.load_directory", return_value=pair.directory()):
         pair.start()
         try:
             yield pair
@@ -192,5 +202,6 @@ def _listening() -> socket.socket:
 
 
 def _config(host: str, limits: str) -> Config:
-    text = f"host: {host}\ntrust_domain: {DOMAIN}\nidentities:\n  - {{application: ledger, match: {{cgroup: /test/ledger}}}}\n"
+    rule = "{application: ledger, match: {cgroup: /test/ledger}}"
+    text = f"host: {host}\ntrust_domain: {DOMAIN}\nidentities: [{rule}]\n"
     return load_config(text + limits, "config.yaml")

@@ -32,7 +32,18 @@ PURE = [
     "agent/control/refusals.py",
     "agent/proxy/latency.py",
 ]
-IMPURE_MODULES = {"os", "socket", "time", "logging", "subprocess", "select", "asyncio", "threading", "random", "pathlib"}
+IMPURE_MODULES = {
+    "os",
+    "socket",
+    "time",
+    "logging",
+    "subprocess",
+    "select",
+    "asyncio",
+    "threading",
+    "random",
+    "pathlib",
+}
 
 
 def imports(path: Path) -> Iterator[str]:

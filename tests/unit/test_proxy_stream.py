@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import ssl
@@ -15,7 +16,7 @@ from agent.records import unpack_flow
 from tests.unit.proxy_pair import Pair, running, wait_until
 
 
-@pytest.fixture()
+@pytest.fixture
 def pair() -> Iterator[Pair]:
     with running() as made:
         yield made
@@ -109,9 +110,8 @@ def test_a_reset_after_half_close_still_arrives(pair: Pair) -> None:
     assert server.recv(1) == b""
     abort(client)
     wait_until(pair.b.ended)
-    with pytest.raises((ConnectionResetError, BrokenPipeError)):
-        server.sendall(b"nobody is there")
-        server.sendall(b"any more")
+    with pytest.raises(BrokenPipeError):  # what Linux answers for a reset after the peer's end (tcp_reset, CLOSE_WAIT)
+        server.sendall(b"nobody is there any more")
 
 
 def test_one_tunnel_carries_one_stream_after_another(pair: Pair) -> None:
@@ -163,7 +163,7 @@ def test_a_reader_that_never_reads_stops_its_sender(pair: Pair) -> None:
     client, server = pair.connect()
     client.settimeout(1.0)
     sent = 0
-    with pytest.raises(TimeoutError):
+    with contextlib.suppress(TimeoutError):
         while sent < 256 << 20:
             sent += client.send(b"x" * 65536)
     assert sent < 64 << 20  # socket buffers of three connections, and 64 KiB in each proxy
@@ -187,7 +187,7 @@ def test_a_dead_warm_tunnel_is_replaced_without_the_application_noticing(pair: P
     server.close()
     wait_until(lambda: pair.a.worker._pool.idle_count() == 1)
     [link] = pair.b.worker._links
-    socket.socket(fileno=socket.dup(link._tls.fileno())).shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined]
+    socket.socket(fileno=socket.dup(link._tls.fileno())).shutdown(socket.SHUT_RDWR)
     client, server = pair.connect()
     client.sendall(b"again")
     assert server.recv(100) == b"again"
@@ -285,20 +285,24 @@ def test_a_silent_handshake_holds_nobody_up() -> None:
             sock.close()
 
 
+def answer_to_a_frame(context: ssl.SSLContext, sock: socket.socket) -> str:
+    """ "tls" if anything is answered inside TLS; else what the refusal looked like from outside."""
+    try:
+        with context.wrap_socket(sock, server_hostname="core.b.test.bank") as tls:
+            tls.settimeout(10)
+            tls.sendall(b"\x01\x00\x00\x01x")
+            return "tls" if tls.recv(1) else "closed"
+    except OSError as error:
+        return type(error).__name__.lower().replace("ssl", "")
+
+
 def test_tls_without_a_client_certificate_is_refused(pair: Pair) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["underpass/1"])
-    with (
-        socket.create_connection(pair.b.tunnel.getsockname()) as sock,
-        pytest.raises(OSError, match=r"(?i)certificate|reset|pipe|eof"),  # the alert, or the cut connection
-        context.wrap_socket(sock, server_hostname="core.b.test.bank") as tls,
-    ):
-        tls.settimeout(10)
-        tls.sendall(b"\x01\x00\x00\x01x")
-        tls.recv(1)
-        tls.recv(1)
+    with socket.create_connection(pair.b.tunnel.getsockname()) as sock:
+        assert "tls" not in answer_to_a_frame(context, sock)
     wait_until(lambda: pair.b.ended("reject"))
 
 

@@ -1,0 +1,154 @@
+"""bpf/steer.h and bpf/address.h, compiled with plain `cc` and asked through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import shutil
+import subprocess
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from agent import records
+from agent.hooks.source import bpf_directory
+from agent.records import Exit, VerdictKind
+
+_WRAPPER = """
+#include <linux/types.h>
+#include "steer.h"
+#include "address.h"
+int steer_case(const struct facts *facts) { struct steering s = steer(facts); return s.act << 8 | s.exit; }
+int own_socket(const struct facts *facts) { return is_own_socket(facts); }
+int mapped(const struct address *a) { return !!is_mapped(a); }
+int loopback(const struct address *a) { return !!is_loopback(a); }
+int known(const struct address *a) { return !!is_known(a); }
+int unspecified(const struct address *a) { return !!is_unspecified(a); }
+void make_v4(struct address *a, const void *ip) { load_v4(a, *(const __u32 *)ip); }
+void make_place(struct tuple *place, __u64 cookie) { load_place(place, cookie); }
+"""
+
+
+class Facts(ctypes.Structure):
+    """struct facts."""
+
+    _fields_ = [
+        (name, ctypes.c_uint8)
+        for name in ("configured", "exempt", "own_netns", "tcp", "to_capture", "protected", "verdict")
+    ]
+
+
+USUAL = {"configured": 1, "own_netns": 1, "tcp": 1, "protected": 1}
+PASS, CAPTURE, EPERM, ECONNREFUSED = range(4)
+
+CASES = [
+    ("a protected connect is captured", {}, CAPTURE, Exit.CAPTURED),
+    ("a verdict to tunnel captures", {"verdict": VerdictKind.TUNNEL}, CAPTURE, Exit.CAPTURED),
+    ("a denied one is refused", {"verdict": VerdictKind.DENY}, EPERM, Exit.DENIED),
+    ("one without endpoints is refused", {"verdict": VerdictKind.UNAVAILABLE}, ECONNREFUSED, Exit.UNAVAILABLE),
+    ("an unprotected one passes", {"protected": 0}, PASS, Exit.UNPROTECTED),
+    ("UDP passes", {"tcp": 0}, PASS, Exit.NOT_TCP),
+    ("the agent passes", {"exempt": 1}, PASS, Exit.EXEMPT),
+    ("the agent passes although denied", {"exempt": 1, "verdict": VerdictKind.DENY}, PASS, Exit.EXEMPT),
+    ("the agent may dial its own listener", {"exempt": 1, "to_capture": 1}, PASS, Exit.EXEMPT),
+    ("another namespace passes", {"own_netns": 0}, PASS, Exit.OTHER_NETNS),
+    ("another namespace's capture port is its own", {"own_netns": 0, "to_capture": 1}, PASS, Exit.OTHER_NETNS),
+    ("the capture port is refused", {"to_capture": 1, "protected": 0}, EPERM, Exit.LOOP),
+    ("the capture port is refused even if protected", {"to_capture": 1}, EPERM, Exit.LOOP),
+    ("nothing is captured before configuration", {"configured": 0}, PASS, Exit.UNPROTECTED),
+    ("nothing is denied before configuration", {"configured": 0, "verdict": 2}, PASS, Exit.UNPROTECTED),
+    ("an unknown verdict captures", {"verdict": 77}, CAPTURE, Exit.CAPTURED),
+]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    directory = tmp_path_factory.mktemp("steer")
+    source, built = directory / "wrapper.c", directory / "steer.so"
+    source.write_text(_WRAPPER, encoding="utf-8")
+    compiler = shutil.which("cc")
+    assert compiler, "cc is missing; ./run install brings it"
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror", f"-I{bpf_directory()}"]
+    command = [compiler, *flags, "-o", str(built), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(built))
+
+
+def steer(library: ctypes.CDLL, **facts: int) -> tuple[int, int]:
+    answer = library.steer_case(ctypes.byref(Facts(**facts)))
+    return answer >> 8, answer & 0xFF
+
+
+@pytest.mark.parametrize(("changed", "act", "exit_"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_steering(library: ctypes.CDLL, changed: dict[str, int], act: int, exit_: Exit) -> None:
+    assert steer(library, **(USUAL | changed)) == (act, exit_)
+
+
+def test_over_all_facts_only_the_named_ways_lead_past_the_proxy(library: ctypes.CDLL) -> None:
+    names = ("configured", "exempt", "own_netns", "tcp", "to_capture", "protected")
+    for values in itertools.product((0, 1), repeat=len(names)):
+        facts = dict(zip(names, values, strict=True))
+        for verdict in VerdictKind:
+            act, _exit = steer(library, **facts, verdict=verdict)
+            ours = facts["configured"] and not facts["exempt"] and facts["own_netns"]
+            if ours and facts["protected"] and facts["tcp"]:
+                assert act != PASS, facts
+            if not ours:
+                assert act == PASS, facts
+
+
+def test_the_loop_guard_looks_at_nothing_but_the_agent_itself(library: ctypes.CDLL) -> None:
+    for field in [name for name, *_rest in Facts._fields_]:
+        assert library.own_socket(ctypes.byref(Facts(**{field: 1}))) == (field == "exempt")
+
+
+@pytest.mark.parametrize(
+    ("text", "mapped", "loopback", "unspecified"),
+    [
+        ("127.0.0.1", 1, 1, 0),
+        ("127.255.0.9", 1, 1, 0),
+        ("128.0.0.1", 1, 0, 0),
+        ("10.0.0.0", 1, 0, 0),
+        ("0.0.0.0", 1, 0, 1),
+        ("::", 0, 0, 1),
+        ("::1", 0, 1, 0),
+        ("::2", 0, 0, 0),
+        ("::127.0.0.1", 0, 0, 0),
+        ("::fffe:127.0.0.1", 0, 0, 0),
+        ("fd99::", 0, 0, 0),
+        ("fd99::1", 0, 0, 0),
+        ("::1:0:0", 0, 0, 0),
+        ("64:ff9b::7f00:1", 0, 0, 0),
+    ],
+)
+def test_kinds_of_addresses(library: ctypes.CDLL, text: str, mapped: int, loopback: int, unspecified: int) -> None:
+    address = records.pack_address(ip_address(text))
+    found = library.mapped(address), library.loopback(address), library.unspecified(address)
+    assert found == (mapped, loopback, unspecified)
+    assert library.known(address) == any(address)
+
+
+def test_an_ipv4_address_is_loaded_as_records_packs_it(library: ctypes.CDLL) -> None:
+    address, loaded = ip_address("192.0.2.1"), ctypes.create_string_buffer(16)
+    library.make_v4(loaded, address.packed)
+    assert loaded.raw == records.pack_address(address)
+
+
+def test_a_reservation_is_in_no_namespace_and_told_apart_by_its_cookie(library: ctypes.CDLL) -> None:
+    place = ctypes.create_string_buffer(b"\xff" * records.TUPLE.size, records.TUPLE.size)
+    library.make_place(place, ctypes.c_uint64(0x1122334455667788))
+    netns, source, *rest = records.TUPLE.unpack(place.raw)
+    assert (netns, source[:8], source[8:]) == (0, (0x1122334455667788).to_bytes(8, "little"), bytes(8))
+    assert not any(map(bool, map(int, rest[1:])))
+
+
+def test_flow_h_is_the_only_place_of_a_layout() -> None:
+    """Maps are typed by flow.h alone: a struct anywhere else would escape the layout test."""
+    allowed = {"flow.h", "steer.h"}  # steer.h: what never leaves a program
+    for path in bpf_directory().glob("*.[ch]"):
+        text = Path(path).read_text(encoding="utf-8")
+        made = [line for line in text.splitlines() if line.startswith("struct ") and line.rstrip().endswith("{")]
+        outside = [line for line in made if "_table_t" not in line]
+        assert path.name in allowed or not outside, (path.name, outside)
