@@ -71,15 +71,29 @@ def caller_entries(cgroup: int, path: str, rules: Sequence[IdentityRule], ids: M
     """
     general = _caller(Caller(path, records.ANY_UID), rules, ids)
     entries = {} if general == records.CALLER_UNKNOWN else {records.caller_key(cgroup): _number(general)}
-    for uid in sorted({rule.match.uid for rule in rules if isinstance(rule.match.uid, int)}):
+    for uid, theirs in _by_uid(rules).items():
+        if all(matches(rule.match, Caller(path, uid), _files(rules)) is Match.NO for rule in theirs):
+            continue  # the usual case, and the cheap one: on this cgroup no rule treats this user differently
         particular = _caller(Caller(path, uid), rules, ids)
         if particular != general:
             entries[records.caller_key(cgroup, uid)] = _number(particular)
     return entries
 
 
+def _by_uid(rules: Sequence[IdentityRule]) -> dict[int, list[IdentityRule]]:
+    found: dict[int, list[IdentityRule]] = {}
+    for rule in rules:
+        if isinstance(rule.match.uid, int):
+            found.setdefault(rule.match.uid, []).append(rule)
+    return found
+
+
+def _files(rules: Sequence[IdentityRule]) -> dict[str, ExeFile]:
+    return {rule.match.exe: _SOME_FILE for rule in rules if rule.match.exe is not None}
+
+
 def _caller(caller: Caller, rules: Sequence[IdentityRule], ids: Mapping[str, int]) -> int:
-    files = {rule.match.exe: _SOME_FILE for rule in rules if rule.match.exe is not None}
+    files = _files(rules)
     found = {rule.application: set[Match]() for rule in rules}
     for rule in rules:
         found[rule.application].add(_match(rule, caller, files))
