@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent import bpfcall, channel, privileges, ready
+from agent import bpfcall, channel, host, privileges, ready
 from agent.certs.issuer import EmbeddedIssuer
 from agent.certs.store import load_host
 from agent.config import Config, load_config
@@ -279,8 +279,9 @@ def _uids(rules: tuple[IdentityRule, ...]) -> dict[str, int]:
     found = {}
     for rule in rules:
         if isinstance(rule.match.uid, str):
-            with contextlib.suppress(KeyError):  # no such account (yet): the rule matches nobody
-                found[rule.match.uid] = pwd.getpwnam(rule.match.uid).pw_uid
+            uid = host.user_id(rule.match.uid)
+            if uid is not None:  # no such account (yet): the rule matches nobody
+                found[rule.match.uid] = uid
     return found
 
 
@@ -289,7 +290,7 @@ def _executables(rules: tuple[IdentityRule, ...]) -> dict[str, ExeFile]:
     found = {}
     for rule in rules:
         if rule.match.exe is not None:
-            with contextlib.suppress(OSError):
-                status = os.stat(rule.match.exe)
-                found[rule.match.exe] = ExeFile(status.st_dev, status.st_ino)
+            file = host.executable(rule.match.exe)
+            if file is not None:
+                found[rule.match.exe] = file
     return found

@@ -56,6 +56,7 @@ class Config:
     services: str = "/etc/underpass/services.yaml"
     outcomes: str = "/var/log/underpass/outcomes.jsonl"
     report_open_every: float = 15.0
+    check_listeners: bool = True
     limits: Limits = Limits()
 
 
@@ -86,6 +87,7 @@ def _config(top: Fields) -> Config:
         services=top.optional("services", _PATH, base.services),
         outcomes=top.optional("outcomes", _PATH, base.outcomes),
         report_open_every=top.optional("report_open_every", fields.duration(1, 3600), base.report_open_every),
+        check_listeners=top.optional("check_listeners", fields.boolean, base.check_listeners),
         limits=_limits(top.section("limits", list(Limits.__dataclass_fields__)), base.limits),
     )
     _check_ports(top, config)

@@ -7,6 +7,8 @@ import pwd
 import socket
 import struct
 import time
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from agent.identity import ExeFile
@@ -14,7 +16,7 @@ from agent.records import Address
 
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, kernel 5.14
 _ROOT_INODE = 1  # of a cgroup hierarchy; inside a cgroup namespace the mount shows another one
-_DISCARD_PORT = 9  # connect() on a UDP socket only chooses a route: the port does not matter
+_TCP_LISTEN = 10  # include/net/tcp_states.h
 
 
 def cgroup_mount(mounts: str | None = None) -> str | None:
@@ -69,13 +71,16 @@ def cgroups(mount: str) -> dict[int, str]:
 
 def source_address(destination: Address) -> Address | None:
     """The address this host would use toward `destination`, by its routing table; None when there is no route."""
+    from pyroute2 import IPRoute, NetlinkError
+
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((str(destination), _DISCARD_PORT))
-        except OSError:
-            return None
-        return type(destination)(probe.getsockname()[0].partition("%")[0])
+    try:
+        with IPRoute() as routes:
+            answers = routes.route("get", dst=str(destination), family=family)
+    except NetlinkError:
+        return None
+    source = next((answer.get_attr("RTA_PREFSRC") for answer in answers), None)
+    return ip_address(source) if source else None
 
 
 def executable(path: str) -> ExeFile | None:
@@ -114,3 +119,60 @@ def _unescape(field: str) -> str:
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         field = field.replace(code, character)
     return field
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerOwner:
+    """Who holds a listening socket: the cgroup it was made in, its user, and (if asked) who has it open."""
+
+    cgroup: int
+    uid: int
+    pids: tuple[int, ...] = ()
+
+
+def listener_owners(address: Address, port: int, with_pids: bool) -> list[ListenerOwner]:
+    """Everybody who could be given a connection to address:port, by sock_diag(7) (INET_DIAG_CGROUP_ID, kernel 5.9).
+
+    Several, when sockets share a port (SO_REUSEPORT) or one listens on the address and another on all addresses.
+    """
+    # Imported here: only this question needs it, and it weighs 10 MB and more.
+    from pyroute2 import DiagSocket
+
+    found: dict[tuple[int, int], None] = {}
+    with DiagSocket() as diag:
+        diag.bind()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for listener in diag.get_sock_stats(states=1 << _TCP_LISTEN, family=family, extensions=0):
+                if listener["idiag_sport"] == port and _takes(str(listener["idiag_src"]), address):
+                    found[(int(listener.get_attr("INET_DIAG_CGROUP_ID") or 0), int(listener["idiag_uid"]))] = None
+    pids = _listening_pids(port) if with_pids and found else ()
+    return [ListenerOwner(cgroup, uid, pids) for cgroup, uid in found]
+
+
+def _takes(bound: str, address: Address) -> bool:
+    own = ip_address(bound)
+    plain = own.ipv4_mapped or own if isinstance(own, IPv6Address) else own
+    # An IPv6 wildcard may be dual-stack; taking it for one can only make the answer stricter.
+    return plain == address or plain == ip_address("::") or (plain == ip_address("0.0.0.0") and address.version == 4)
+
+
+def _listening_pids(port: int) -> tuple[int, ...]:
+    """By looking through every process's descriptors, which is slow: only for rules that ask for an executable."""
+    import psutil
+
+    connections = psutil.net_connections(kind="tcp")
+    return tuple(
+        sorted({c.pid for c in connections if c.status == psutil.CONN_LISTEN and c.laddr[1:] == (port,) and c.pid})
+    )
+
+
+def usage(pid: int) -> tuple[int, float] | None:
+    """(resident bytes, CPU seconds so far) of a process; None when it is gone."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        return process.memory_info().rss, times.user + times.system
+    except psutil.Error:
+        return None

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from agent.outcome import Event, Outcome, Side, socket_text
-from agent.records import Exit, Refusal
+from agent.records import CALLER_NOBODY, Exit, Refusal
+from agent.route import Route, Routes
 from policy.compile import Table
+from policy.model import DEFAULT_RULE, Reason
 
 REASONS = {
-    Exit.DENIED: "denied_in_kernel",
     Exit.UNAVAILABLE: "no_healthy_endpoint",
     Exit.FULL: "flow_map_full",
     Exit.LOOP: "own_port",
 }
 
 
-def outcome_of(refusal: Refusal, table: Table | None, host: str, wall: float) -> Outcome:
+def outcome_of(refusal: Refusal, table: Table | None, host: str, wall: float, routes: Routes | None = None) -> Outcome:
     """`wall` is when, in seconds since the epoch. Ids that the table no longer knows are shown as numbers."""
     callers = table.callers if table else {}
     services = table.service_names if table else {}
@@ -26,10 +27,11 @@ def outcome_of(refusal: Refusal, table: Table | None, host: str, wall: float) ->
         host=host,
         side=Side.SOURCE,
         source=caller.uri if caller else "",
+        destination=_destination(refusal, routes),
         service=services.get(refusal.service, f"service-{refusal.service:08x}" if refusal.service else ""),
         verdict="deny",
         rule=rules.get(refusal.rule, f"rule-{refusal.rule:08x}" if refusal.rule else ""),
-        reason=_reason(refusal.exit),
+        reason=_reason(refusal, rules.get(refusal.rule)),
         server=socket_text(refusal.original, refusal.original_port),
         command=refusal.command,
         pid=refusal.pid,
@@ -37,8 +39,16 @@ def outcome_of(refusal: Refusal, table: Table | None, host: str, wall: float) ->
     )
 
 
-def _reason(exit_: int) -> str:
-    try:
-        return REASONS[Exit(exit_)]
-    except (ValueError, KeyError):
-        return f"kernel_exit_{exit_}"
+def _destination(refusal: Refusal, routes: Routes | None) -> str:
+    route = routes.to(refusal.original, refusal.original_port) if routes and refusal.original else None
+    return route.destination.uri if isinstance(route, Route) else ""
+
+
+def _reason(refusal: Refusal, rule: str | None) -> str:
+    """The same words that policy uses where it decides itself."""
+    if refusal.exit == Exit.DENIED:
+        if refusal.caller == CALLER_NOBODY:
+            return Reason.NO_IDENTITY.value
+        return Reason.NO_MATCHING_RULE.value if rule == DEFAULT_RULE else Reason.DENIED_BY_RULE.value
+    known = {int(exit_): text for exit_, text in REASONS.items()}
+    return known.get(refusal.exit, f"kernel_exit_{refusal.exit}")

@@ -26,7 +26,6 @@ from agent.outcome import to_json
 from agent.records import Exit, unpack_refusal
 from agent.ring import Ring
 from agent.snapshot import Snapshot, encode
-from policy.compile import Table
 from policy.identity import SpiffeId
 
 log = logging.getLogger("underpass.control")
@@ -61,7 +60,7 @@ class Control:
         self._texts: sources.Texts | None = None  # in force
         self._seen: sources.Texts | None = None  # read last, in force or not
         self._snapshot: Snapshot | None = None
-        self._table: Table | None = None
+        self._compiled: sources.Compiled | None = None
         self._last_good = Path(config.state_dir) / "control" / "last-good.json"
         self._behind: set[str] = set()  # roles that have not got the current snapshot yet
         self._ready_told = False
@@ -130,7 +129,7 @@ class Control:
             self._problem = ""
 
     def _accept(self, texts: sources.Texts) -> None:
-        self._table = sources.compiled(texts, self._config.trust_domain, self._identities)
+        self._compiled = sources.compiled(texts, self._config.trust_domain, self._identities)
         self._texts = texts
         self._metrics.reloads.labels("success").inc()
         self._replace()
@@ -198,7 +197,8 @@ class Control:
         for raw in self._ring.read():
             refusal = unpack_refusal(raw)
             wall = offset + refusal.at_ns / 1e9
-            self._record(to_json(outcome_of(refusal, self._table, self._config.host, wall)))
+            table, routes = (self._compiled.table, self._compiled.routes) if self._compiled else (None, None)
+            self._record(to_json(outcome_of(refusal, table, self._config.host, wall, routes)))
 
     def _record(self, fields: dict[str, Any]) -> None:
         self._writer.write(fields)

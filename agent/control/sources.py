@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.route import Routes
 from policy.compile import Table, compile_table
 from policy.fields import Invalid
 from policy.identity import SpiffeId
@@ -28,10 +29,19 @@ def read(policy: str, services: str) -> Texts:
     return Texts(policies, (services, _text(Path(services))))
 
 
-def compiled(texts: Texts, trust_domain: str, identities: Sequence[SpiffeId]) -> Table:
-    """What the texts mean to the kernel; Invalid when they mean nothing."""
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What the texts mean: the kernel's table, and where addresses lead."""
+
+    table: Table
+    routes: Routes
+
+
+def compiled(texts: Texts, trust_domain: str, identities: Sequence[SpiffeId]) -> Compiled:
+    """Invalid when they mean nothing."""
     directory = load_directory(texts.services[1], texts.services[0])
-    return compile_table(load_policies(texts.policies), trust_domain, directory, identities)
+    table = compile_table(load_policies(texts.policies), trust_domain, directory, identities)
+    return Compiled(table, Routes(directory, trust_domain))
 
 
 def _policy_files(path: Path) -> list[Path]:

@@ -115,6 +115,7 @@ class Role:
         if self._keeper.has_maps():
             self._open_maps()
         self._filler.see(self._see_cgroups())
+        self._who.warm_up()
         channel.send(self._orders, {"type": "hello"})
 
     def _pause(self) -> float:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from ipaddress import ip_address
 
 from agent import host
 from agent.channel import Message
@@ -35,6 +37,10 @@ class Who:
     def close(self) -> None:
         os.close(self._mount_fd)
 
+    def warm_up(self) -> None:
+        """The first question about a listener loads a library for 100 ms: not while a connection waits for it."""
+        host.listener_owners(ip_address("127.0.0.1"), 0, with_pids=False)
+
     def learn(self, cgroups: Mapping[int, str]) -> None:
         self._paths.update(cgroups)
         while len(self._paths) > _REMEMBERED:
@@ -44,10 +50,26 @@ class Who:
         number, cgroup, pid, started = (question.get(name) for name in ("id", "cgroup", "pid", "started_ns"))
         if question.get("type") != "who" or not isinstance(number, int) or not isinstance(cgroup, int):
             return None
+        if "listener" in question:
+            return self._listener(number, question)
         exe = None
         if question.get("exe") and isinstance(pid, int) and isinstance(started, int):
             exe = executable_of(pid, started)
         return {"type": "whois", "id": number, "path": self.path(cgroup), "exe": exe}
+
+    def _listener(self, number: int, question: Message) -> Message | None:
+        """Who would get a connection to this address: [path or null, uid, exe or null] of each."""
+        match question["listener"]:
+            case [str(address), int(port)]:
+                found = host.listener_owners(ip_address(address), port, bool(question.get("exe")))
+            case _:
+                return None
+        owners = []
+        for owner in found:
+            now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            exes = {executable_of(pid, now) for pid in owner.pids} or {None}
+            owners += [[self.path(owner.cgroup), owner.uid, exe] for exe in exes]
+        return {"type": "whois", "id": number, "owners": owners}
 
     def path(self, cgroup: int) -> str | None:
         """The path below the mount; None when there is no such cgroup."""

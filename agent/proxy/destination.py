@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Sequence
 
+from agent.identity import Caller, identify
 from agent.outcome import Event, Outcome, Side, socket_text
 from agent.proxy.handshake import dial
 from agent.proxy.link import Link
@@ -95,7 +96,7 @@ class DestinationStream:
         if refusal is not None:
             self._refuse(refusal, Event.DENY)
         else:
-            self._dial()
+            self._find_listener()
         if rest and not self._link.closed:
             self._link.owner.received(self._link, rest)
 
@@ -131,12 +132,39 @@ class DestinationStream:
 
     # Dialling the application
 
+    def _where(self) -> tuple[str, int]:
+        assert self._route is not None
+        endpoint = self._route.endpoint
+        return str(endpoint.address), endpoint.port or self._opening.destination[1]
+
+    def _find_listener(self) -> None:
+        """The source asked for an identity, not for an address: whoever holds the port must have it. Else any process
+        that gets hold of the port while the application is down would be served its traffic."""
+        if self._shared.config.check_listeners:
+            self._shared.who.ask_listener(*self._where(), self._listener_known)
+        else:
+            self._dial()
+
+    def _listener_known(self, owners: list[Caller] | None) -> None:
+        if self._done:
+            return
+        if owners == []:
+            self._dial_failed(errno.ECONNREFUSED)
+            return
+        shared = self._shared
+        names = [
+            identify(shared.rules, owner, shared.config.host, shared.config.trust_domain, shared.files())
+            for owner in owners or []
+        ]
+        if owners is None or any(name != self._link.local for name in names):
+            text = "who listens is not known" if owners is None else "another application listens there"
+            self._refuse(self._deny(RefusedReason.WRONG_DESTINATION, text), Event.DENY)
+        else:
+            self._dial()
+
     def _dial(self) -> None:
-        route, opening = self._route, self._opening
-        assert route is not None
-        port = route.endpoint.port or opening.destination[1]
         try:
-            self._app = app = self._noted_socket(str(route.endpoint.address), port)
+            self._app = app = self._noted_socket(*self._where())
         except OSError as error:
             self._dial_failed(error.errno or errno.EIO)
             return

@@ -55,6 +55,7 @@ class Proxy:
     flows: StandInMap = field(default_factory=StandInMap)
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     cgroup: str = "/test/ledger"
+    owner: str = "/test/core"  # of whatever listens where the proxy is about to dial
 
     def __post_init__(self) -> None:
         self._ends = {name: channel.pair(1 << 20) for name in ("status", "orders", "who", "outcomes")}
@@ -101,7 +102,8 @@ class Proxy:
     def _answer(self) -> None:
         while not self._stop.wait(0.002):
             while (question := channel.receive(self._ends["who"][1])) is not None:
-                answer = {"type": "whois", "id": question[0]["id"], "path": self.cgroup, "exe": None}
+                owners = [[self.owner, 1000, None]]
+                answer = {"type": "whois", "id": question[0]["id"], "path": self.cgroup, "owners": owners}
                 channel.send(self._ends["who"][1], answer)
             while (told := channel.receive(self._ends["outcomes"][1])) is not None:
                 self.outcomes.append(told[0]["outcome"])
@@ -202,6 +204,6 @@ def _listening() -> socket.socket:
 
 
 def _config(host: str, limits: str) -> Config:
-    rule = "{application: ledger, match: {cgroup: /test/ledger}}"
-    text = f"host: {host}\ntrust_domain: {DOMAIN}\nidentities: [{rule}]\n"
+    rules = ", ".join(f"{{application: {name}, match: {{cgroup: /test/{name}}}}}" for name in ("ledger", "core"))
+    text = f"host: {host}\ntrust_domain: {DOMAIN}\nidentities: [{rules}]\n"
     return load_config(text + limits, "config.yaml")

@@ -203,6 +203,16 @@ def test_nobody_listening_is_a_reset_with_the_reason_in_the_outcome(pair: Pair) 
     assert "connect_refused" in pair.b.ended()[0]["close_reason"]
 
 
+def test_another_application_on_the_port_is_not_served(pair: Pair) -> None:
+    pair.b.owner = "/test/ledger"
+    client = pair.dial()
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    wait_until(lambda: pair.b.ended("deny") and pair.a.ended())
+    assert "another application listens there" in pair.b.ended("deny")[0]["reason"]
+    assert "wrong_destination" in pair.a.ended()[0]["close_reason"]
+
+
 def test_a_connection_without_a_flow_is_refused_and_told(pair: Pair) -> None:
     pair.a.flows.original = None
     client = pair.dial()
