@@ -16,7 +16,7 @@ from agent.outcome import Event, Outcome, Side, socket_text
 from agent.proxy.handshake import dial
 from agent.proxy.link import Link
 from agent.proxy.loop import WRITE, Timer
-from agent.proxy.relay import Relay
+from agent.proxy.relay import Relay, abort
 from agent.proxy.shared import Draft, Shared
 from agent.proxy.state import State
 from agent.records import delivered
@@ -92,6 +92,7 @@ class DestinationStream:
 
     def start(self, rest: Sequence[ev.Event]) -> None:
         self._link.owner = self
+        self._shared.live.add(self)  # before the decision: a policy that changes from now on reviews it
         refusal = self._judge()
         if refusal is not None:
             self._refuse(refusal, Event.DENY)
@@ -197,7 +198,6 @@ class DestinationStream:
         self._relay = self._draft.relay = Relay(
             self._shared.loop, app, self._link, self._shared.app_buffer, False, self._released, self._finished
         )
-        self._shared.live.add(self)
 
     def _dial_failed(self, number: int) -> None:
         reasons = {errno.ECONNREFUSED: RefusedReason.CONNECT_REFUSED, errno.ETIMEDOUT: RefusedReason.CONNECT_TIMEOUT}
@@ -242,7 +242,7 @@ class DestinationStream:
         self._stop_timer()
         if self._app is not None and self._app.fileno() >= 0:
             self._shared.loop.forget(self._app.fileno())
-            self._app.close()
+            abort(self._app)  # it may have been accepted already, and must not look like an orderly end
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -258,17 +258,26 @@ class DestinationStream:
     # From outside
 
     def report_open(self) -> None:
-        self._shared.report(self._draft.outcome(Event.OPEN))
+        if self._relay is not None:
+            self._shared.report(self._draft.outcome(Event.OPEN))
 
     def review(self, state: State) -> None:
         decision = self._decide(state)
-        if decision.verdict is Verdict.DENY and self._relay is not None:
-            self._note(decision)
+        if decision.verdict is Verdict.ALLOW:
+            return
+        self._note(decision)
+        if self._relay is not None:
             self._relay.reset(ResetReason.REVOKED, "revoked by policy")
+        else:
+            self._drop_app()
+            self._refuse(Refusal(RefusedReason.DENIED), Event.DENY)
 
     def shut(self, reason: str) -> None:
         if self._relay is not None:
             self._relay.reset(ResetReason.SHUTDOWN, reason)
+        else:
+            self._drop_app()
+            self._refuse(Refusal(RefusedReason.DRAINING), Event.CLOSE)
 
 
 def reject(shared: Shared, reason: str, peer: str) -> Outcome:

@@ -78,6 +78,7 @@ class SourceStream:
         self._identity = identity if isinstance(identity, SpiffeId) else None
         self._draft.source = self._identity.uri if self._identity else ""
         self._draft.destination, self._draft.service = route.destination.uri, route.service.name
+        shared.live.add(self)  # before the decision: a policy that changes from now on reviews it
         decision = self._decide(shared.state)
         self._note(decision)
         if decision.verdict is Verdict.DENY:
@@ -191,6 +192,8 @@ class SourceStream:
     def closed(self, link: Link, reason: str) -> None:
         self._stop_timer()
         self._draft.link = None
+        if self._done:
+            return
         if self._link_was_warm:
             self._find_link(fresh=True)  # it may have died while idle; nothing was carried, so once more is safe
         else:
@@ -204,7 +207,6 @@ class SourceStream:
         self._app.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         relay = Relay(self._shared.loop, self._app, link, self._shared.app_buffer, True, self._released, self._finished)
         self._relay = self._draft.relay = relay
-        self._shared.live.add(self)
         if rest:
             relay.received(link, rest)
 
@@ -222,17 +224,25 @@ class SourceStream:
     # From outside
 
     def report_open(self) -> None:
-        self._shared.report(self._draft.outcome(Event.OPEN))
+        if self._relay is not None:
+            self._shared.report(self._draft.outcome(Event.OPEN))
 
     def review(self, state: State) -> None:
         decision = self._decide(state)
-        if decision.verdict is Verdict.DENY and self._relay is not None:
+        if decision.verdict is Verdict.DENY:
             self._note(decision)
-            self._relay.reset(ResetReason.REVOKED, "revoked by policy")
+            self._cut(ResetReason.REVOKED, "revoked by policy")
 
     def shut(self, reason: str) -> None:
+        self._cut(ResetReason.SHUTDOWN, reason)
+
+    def _cut(self, reason: ResetReason, close_reason: str) -> None:
         if self._relay is not None:
-            self._relay.reset(ResetReason.SHUTDOWN, reason)
+            self._relay.reset(reason, close_reason)
+            return
+        self._fail(close_reason)
+        if self._draft.link is not None:
+            self._draft.link.close(close_reason)  # OPEN cannot be taken back
 
     # Endings
 

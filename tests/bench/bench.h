@@ -7,9 +7,11 @@
 #include <stdint.h>
 
 /* The first byte of a connection says what the server does with it: send everything back, or swallow everything. A sink
- * answers the first byte at once, and the end of the data with the count of all bytes (8 bytes, this machine's order). */
+ * answers the first byte at once, and the last one, which is another, with the count of all bytes (8 bytes, this
+ * machine's order). A half-close would say the same, but not every proxy carries it. */
 #define ECHO 'E'
 #define SINK 'S'
+#define SINK_END 'X'
 
 #define MAX_EVENTS 256
 #define MAX_SIZE 65536 /* of a request: it must fit into an empty socket buffer */

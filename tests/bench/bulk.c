@@ -57,6 +57,16 @@ static void push(int epoll, uint64_t end)
 	}
 }
 
+static void send_end(int fd)
+{
+	struct pollfd waiting = {.fd = fd, .events = POLLOUT};
+	char end = SINK_END;
+
+	errno = ETIMEDOUT;
+	if (poll(&waiting, 1, REPLY_MS) <= 0 || send(fd, &end, 1, MSG_NOSIGNAL) != 1)
+		die("send of the last byte");
+}
+
 void run_bulk(const struct options *given)
 {
 	int at, epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -74,7 +84,7 @@ void run_bulk(const struct options *given)
 	begin = now_ns();
 	push(epoll, begin + (uint64_t)(given->seconds * NS));
 	for (at = 0; at < given->connections; at++)
-		shutdown(sockets[at], SHUT_WR);
+		send_end(sockets[at]);
 	for (at = 0; at < given->connections; at++) {
 		uint64_t counted;
 		receive(sockets[at], &counted, sizeof(counted));

@@ -65,8 +65,10 @@ static int answer(int fd, ssize_t got)
 			return -1;
 	}
 	one->counted += (uint64_t)got;
-	if (one->kind == SINK)
-		return 0;
+	if (one->kind == SINK) {
+		int ended = buffer[got - 1] == SINK_END;
+		return ended && send(fd, &one->counted, sizeof(one->counted), MSG_NOSIGNAL) != sizeof(one->counted) ? -1 : 0;
+	}
 	return send(fd, buffer, (size_t)got, MSG_NOSIGNAL) == got ? 0 : -1;
 }
 
@@ -78,8 +80,6 @@ static void serve(int fd)
 		return;
 	if (got > 0 && !answer(fd, got))
 		return;
-	if (!got && clients[fd].kind == SINK)
-		send(fd, &clients[fd].counted, sizeof(clients[fd].counted), MSG_NOSIGNAL);
 	close(fd);
 }
 

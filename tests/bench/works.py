@@ -30,6 +30,7 @@ class Work:
     connections: int
     size: int = 200
     rate: int = 0
+    longer: float = 1  # so many times as long as other works: a 99th percentile needs more than ten slow ones
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -40,7 +41,7 @@ class Work:
 
 
 RR32 = Work("rr-200", Kind.RR, 32)
-FIXED = Work("fixed-1k", Kind.FIXED, 16, 1024, 1000)
+FIXED = Work("fixed-1k", Kind.FIXED, 16, 1024, 1000, 3)
 CPS = Work("cps", Kind.CPS, 16)
 BULKS = (Work("bulk", Kind.BULK, 1), Work("bulk", Kind.BULK, 4))
 SAME_HOST = Work("same-host", Kind.SAME_HOST, 32)
@@ -74,6 +75,11 @@ _QUICK_RR = tuple(work for work in _RR if work == RR32 or work.connections == 1)
 
 FULL = Plan((*_RR, *_REST), 5, 2.0, 0.2, IDLE, 2, 30.0)
 QUICK = Plan((*_QUICK_RR, *_REST), 3, 0.8, 0.15, replace(IDLE, connections=1000), 2, 10.0)
+
+
+def fitted(plan: Plan, connections: int) -> Plan:
+    """No more idle connections than that; the figures are those of each, or of 10,000."""
+    return replace(plan, idle=replace(plan.idle, connections=min(plan.idle.connections, connections)))
 
 
 def narrowed(plan: Plan, names: Sequence[str], rounds: int | None) -> Plan:

@@ -55,6 +55,7 @@ class Proxy:
     flows: StandInMap = field(default_factory=StandInMap)
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     cgroup: str = "/test/ledger"
+    silent: bool = False  # answers nothing about who is who
     owner: str = "/test/core"  # of whatever listens where the proxy is about to dial
 
     def __post_init__(self) -> None:
@@ -102,6 +103,8 @@ class Proxy:
     def _answer(self) -> None:
         while not self._stop.wait(0.002):
             while (question := channel.receive(self._ends["who"][1])) is not None:
+                if self.silent:
+                    continue
                 owners = [[self.owner, 1000, None]]
                 answer = {"type": "whois", "id": question[0]["id"], "path": self.cgroup, "owners": owners}
                 channel.send(self._ends["who"][1], answer)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bench.peers.hop import MAX_CONNECTIONS, Hop, Start
+from tests.bench.peers.hop import Hop, Start
 
 _TLS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
 _TCP_PROXY = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
@@ -47,7 +47,7 @@ def _listener(hop: Hop) -> dict[str, Any]:
 def _cluster(hop: Hop) -> dict[str, Any]:
     endpoint = {"endpoint": {"address": _address(hop.target)}}
     # Its default is 1,024 connections to one cluster.
-    limits = {"max_connections": MAX_CONNECTIONS, "max_pending_requests": MAX_CONNECTIONS}
+    limits = {"max_connections": hop.connections, "max_pending_requests": hop.connections}
     cluster = {
         "name": "next",
         "type": "STATIC",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bench.peers.hop import MAX_CONNECTIONS, Hop, Start
+from tests.bench.peers.hop import Hop, Start
 
 
 def start(hop: Hop) -> Start:
@@ -20,7 +20,7 @@ def text(hop: Hop) -> str:
         bind += f" {tls}"
     return f"""global
     nbthread {hop.threads}
-    maxconn {MAX_CONNECTIONS}
+    maxconn {hop.connections}
     tune.ssl.cachesize 0
     ssl-default-bind-options ssl-min-ver TLSv1.3 no-tls-tickets
     ssl-default-server-options ssl-min-ver TLSv1.3 no-tls-tickets

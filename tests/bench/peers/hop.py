@@ -1,11 +1,9 @@
-"""One of the two processes a peer consists of: the client's side (plaintext in, TLS out) or the server's (the reverse)."""
+"""One of a peer's two processes: on the client's side (plaintext in, TLS out) or on the server's (the reverse)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-MAX_CONNECTIONS = 20_000  # twice the idle ones of a full run
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +27,7 @@ class Hop:
     peer_name: str
     directory: Path
     threads: int
+    connections: int  # so many at most
 
     @property
     def listen_text(self) -> str:

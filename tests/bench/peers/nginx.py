@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.bench.peers.hop import MAX_CONNECTIONS, Hop, Start
+from tests.bench.peers.hop import Hop, Start
 
 MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so"  # where Debian's libnginx-mod-stream puts it
 CHAIN_DEPTH = 2  # leaf, intermediate, root
@@ -21,11 +21,10 @@ def text(hop: Hop) -> str:
 daemon off;
 user root;
 worker_processes {hop.threads};
-worker_rlimit_nofile {MAX_CONNECTIONS * 3};
 pid {hop.directory}/nginx.pid;
 error_log stderr warn;
 events {{
-    worker_connections {MAX_CONNECTIONS * 2};
+    worker_connections {hop.connections * 2};
 }}
 stream {{
     server {{
