@@ -144,6 +144,8 @@ class Supervisor:
             elif kind == "problem":
                 role.problem = str(message[0].get("text", ""))
                 log.error("%s: %s", role.name, role.problem)
+            elif kind == "note":
+                log.warning("%s: %s", role.name, message[0].get("text", ""))
 
     def _publish(self) -> None:
         if self._reload:

@@ -110,7 +110,7 @@ class Role:
         """What an earlier agent left attached is live: take it over at once, before control has said anything."""
         note = self._keeper.open()
         if note:
-            self._say(note)
+            channel.send(self._status, {"type": "note", "text": note})
         self._may_attach = self._keeper.was_live()
         if self._keeper.has_maps():
             self._open_maps()
