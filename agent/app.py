@@ -21,6 +21,7 @@ from agent import bpfcall, channel, host, privileges, ready
 from agent.certs.issuer import EmbeddedIssuer
 from agent.certs.store import load_host
 from agent.config import Config, load_config
+from agent.hooks.site import find_site
 from agent.identity import ExeFile, IdentityRule, with_uids
 from agent.supervise import Supervisor
 
@@ -66,6 +67,27 @@ def _check_host(config: Config) -> None:
     except KeyError:
         raise StartError(f"user {config.user!r} does not exist; create it: useradd --system {config.user}") from None
     load_host(Path(config.ca), config.host, config.trust_domain, time.time())
+    find_site(config)  # hooks would meet the same Problem at every start, for ever
+    _check_own_cgroup()
+
+
+def _check_own_cgroup() -> None:
+    """The agent's cgroup is exempt from capture, so nothing but the agent may be in it."""
+    others = [pid for pid in host.cgroup_members(host.own_cgroup()) if pid != os.getpid() and not _is_ours(pid)]
+    if others:
+        shown = ", ".join(str(pid) for pid in others[:5])
+        raise StartError(
+            f"this process shares cgroup {host.own_cgroup()} with others (pid {shown}), which would be exempt from "
+            "capture; start it by its systemd unit, with systemd-run --scope, or in a cgroup of its own"
+        )
+
+
+def _is_ours(pid: int) -> bool:
+    """A role of an agent that was killed and still drains."""
+    try:
+        return b"\0role\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True  # gone
 
 
 def _prepare_directories(config: Config) -> None:
@@ -151,12 +173,15 @@ def _supervise(config: Config, config_path: str, listeners: dict[str, socket.soc
     if not supervisor.run(until=lambda: supervisor.told("hooks", "maps")):
         supervisor.stop(0)
         return 0
-    maps = {name: bpfcall.get(f"{config.bpffs}/{name}") for name in ("socket_flows", "refusals", "exits")}
+    maps = {name: bpfcall.get(f"{config.bpffs}/{name}") for name in ("socket_flows", "refusals", "closes", "exits")}
     _add_control(supervisor, channels, workers, maps)
     for name in workers:
         _add_proxy(supervisor, channels, name, maps, listeners)
     supervisor.run()
+    log.info("stopping: live connections have %g s to end", config.limits.drain)
     ready.notify("STOPPING=1")
+    for sock in listeners.values():
+        sock.close()  # else new connects would wait in a queue that nobody reads any more
     supervisor.stop(config.limits.drain)
     return 0
 
@@ -191,6 +216,7 @@ def _add_control(supervisor: Supervisor, channels: _Channels, workers: list[str]
         "status": status,
         "outcomes": channels.near("outcomes"),
         "refusals": maps["refusals"],
+        "closes": maps["closes"],
         "exits": maps["exits"],
     }
     supervisor.add("control", {**needs, **orders}, ours)
@@ -245,7 +271,8 @@ def _run_control(config: Config, fds: dict[str, int]) -> int:
     authority = load_host(Path(config.ca), config.host, config.trust_domain, time.time())
     privileges.become(config.user)
     orders = {key.removeprefix("orders:"): _socket(fd) for key, fd in fds.items() if key.startswith("orders:")}
-    inherited = Inherited(_socket(fds["status"]), orders, _socket(fds["outcomes"]), fds["refusals"], fds["exits"])
+    rings = fds["refusals"], fds["closes"]
+    inherited = Inherited(_socket(fds["status"]), orders, _socket(fds["outcomes"]), *rings, fds["exits"])
     issuer = EmbeddedIssuer(authority, config.leaf_lifetime)
     control = Control(config, issuer, authority.roots_pem, inherited, Writer(config.outcomes))
     return asyncio.run(control.run())

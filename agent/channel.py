@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,33 +35,48 @@ def pair(buffer_bytes: int) -> tuple[socket.socket, socket.socket]:
 
 
 def send(channel: socket.socket, message: Mapping[str, Any], body: bytes | None = None) -> bool:
-    """Send one message, with `body` in a memory file when given; False when the peer does not keep up or is gone."""
+    """Send one message, with `body` in a memory file when given; False when it could not be sent now: the peer does not
+    keep up or is gone, or there is no descriptor or memory left."""
     data = json.dumps(message).encode()
     with contextlib.ExitStack() as stack:
         files: list[int] = []
-        if body is not None:
-            files.append(os.memfd_create(f"underpass-{message.get('type', 'body')}"))
-            stack.callback(os.close, files[0])
-            _write_all(files[0], body)
         try:
+            if body is not None:
+                files.append(os.memfd_create(f"underpass-{message.get('type', 'body')}"))
+                stack.callback(os.close, files[0])
+                _write_all(files[0], body)
             socket.send_fds(channel, [data], files)
-        except (BlockingIOError, ConnectionError):
+        except OSError:
             return False
     return True
 
 
 def receive(channel: socket.socket) -> tuple[Message, bytes | None] | None:
-    """The next message and its body; None when there is none now. ConnectionResetError when the peer is gone."""
+    """The next message and its body; None when there is none now. ConnectionResetError when the peer is gone,
+    ValueError when it is no message: a role that was taken over must not be able to make the others fall.
+
+    A body gets lost when the reader has no descriptor left for it (recvmsg(2), MSG_CTRUNC).
+    """
     try:
         data, files, _flags, _address = socket.recv_fds(channel, MAX_MESSAGE, MAX_FILES)
     except BlockingIOError:
         return None
     try:
-        if not data:
+        if not data and _hung_up(channel):
             raise ConnectionResetError("the other end of the channel is closed")
-        return json.loads(data), _read_all(files[0]) if files else None
+        message = json.loads(data)
+        if not isinstance(message, dict):
+            raise ValueError("a message of a role is not a JSON object")
+        return message, _read_all(files[0]) if files else None
     finally:
         _close_all(files)
+
+
+def _hung_up(channel: socket.socket) -> bool:
+    """Nothing read can also be an empty datagram, which anybody can send."""
+    poll = select.poll()
+    poll.register(channel, select.POLLHUP)
+    return any(mask & select.POLLHUP for _, mask in poll.poll(0))
 
 
 def _write_all(fd: int, body: bytes) -> None:

@@ -7,16 +7,18 @@ import pwd
 import socket
 import struct
 import time
-from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from agent import netlink
 from agent.identity import ExeFile
 from agent.records import Address
 
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, kernel 5.14
 _ROOT_INODE = 1  # of a cgroup hierarchy; inside a cgroup namespace the mount shows another one
-_TCP_LISTEN = 10  # include/net/tcp_states.h
+_ANY_V4, _ANY_V6 = IPv4Address(0), IPv6Address(0)
 
 
 def cgroup_mount(mounts: str | None = None) -> str | None:
@@ -67,6 +69,15 @@ def cgroups(mount: str) -> dict[int, str]:
         found |= children
         waiting += children.values()
     return found
+
+
+def cgroup_members(path: str) -> list[int]:
+    """The processes in this very cgroup, by its path below the mount."""
+    mount = cgroup_mount()
+    if mount is None:
+        return []
+    text = Path(f"{mount}{path.rstrip('/')}/cgroup.procs").read_text(encoding="ascii")
+    return [int(line) for line in text.split()]
 
 
 def source_address(destination: Address) -> Address | None:
@@ -135,25 +146,20 @@ def listener_owners(address: Address, port: int, with_pids: bool) -> list[Listen
 
     Several, when sockets share a port (SO_REUSEPORT) or one listens on the address and another on all addresses.
     """
-    # Imported here: only this question needs it, and it weighs 10 MB and more.
-    from pyroute2 import DiagSocket
-
-    found: dict[tuple[int, int], None] = {}
-    with DiagSocket() as diag:
-        diag.bind()
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for listener in diag.get_sock_stats(states=1 << _TCP_LISTEN, family=family, extensions=0):
-                if listener["idiag_sport"] == port and _takes(str(listener["idiag_src"]), address):
-                    found[(int(listener.get_attr("INET_DIAG_CGROUP_ID") or 0), int(listener["idiag_uid"]))] = None
-    pids = _listening_pids(port) if with_pids and found else ()
-    return [ListenerOwner(cgroup, uid, pids) for cgroup, uid in found]
+    owners = owners_of(netlink.sockets(netlink.LISTEN), address, port)
+    pids = _listening_pids(port) if with_pids and owners else ()
+    return [replace(owner, pids=pids) for owner in owners]
 
 
-def _takes(bound: str, address: Address) -> bool:
-    own = ip_address(bound)
-    plain = own.ipv4_mapped or own if isinstance(own, IPv6Address) else own
+def owners_of(listeners: Iterable[netlink.Socket], address: Address, port: int) -> list[ListenerOwner]:
+    """Each owner once, among these listeners."""
+    found = [each for each in listeners if each.port == port and _takes(each.address, address)]
+    return list(dict.fromkeys(ListenerOwner(each.cgroup, each.uid) for each in found))
+
+
+def _takes(bound: Address, address: Address) -> bool:
     # An IPv6 wildcard may be dual-stack; taking it for one can only make the answer stricter.
-    return plain == address or plain == ip_address("::") or (plain == ip_address("0.0.0.0") and address.version == 4)
+    return bound in (address, _ANY_V6) or (bound == _ANY_V4 and address.version == 4)
 
 
 def _listening_pids(port: int) -> tuple[int, ...]:

@@ -20,6 +20,14 @@ class Side(enum.StrEnum):
     DESTINATION = "destination"
 
 
+class Path(enum.StrEnum):
+    """How the bytes go: through the proxies, or from one application of a host to another of the same host."""
+
+    TUNNEL = "tunnel"
+    DIRECT = "direct"
+    NONE = ""  # refused before there was a way
+
+
 @dataclass(frozen=True, slots=True)
 class Tls:
     version: str
@@ -39,7 +47,8 @@ class Percentiles:
 class Outcome:
     """Empty text means not known (yet). `connection` is the same on both hosts. Bytes are the application's own:
     `bytes_sent` from client to server. `added_ms` is this host's share of the latency; `rtt_us` the kernel's smoothed
-    round-trip time of the tunnel (tcp_info.tcpi_rtt)."""
+    round-trip time of the tunnel, or of the direct
+    connection (tcp_info.tcpi_rtt)."""
 
     event: Event
     time: float
@@ -62,6 +71,7 @@ class Outcome:
     added_ms: Percentiles | None = None
     rtt_us: int | None = None
     close_reason: str = ""
+    path: Path = Path.TUNNEL
     # Who was refused inside connect(); the kernel tells these only there.
     command: str = ""
     pid: int | None = None

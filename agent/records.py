@@ -12,19 +12,21 @@ from ipaddress import IPv4Address, IPv6Address
 
 Address = IPv4Address | IPv6Address
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ANY_UID = 0xFFFFFFFF
 CALLER_UNKNOWN = 0
 CALLER_NOBODY = 1
 
-FLOW = struct.Struct("=QQQ16s16sIIIIHHB3x")
+FLOW = struct.Struct("=QQQQ16s16sIIIIIIHHBB2x")
 SETTINGS = struct.Struct("=QQ16s16sIIH6x")
 SERVICE_KEY = struct.Struct("=I2s16s2x")
-SERVICE = struct.Struct("=16sII")
+SERVICE = struct.Struct("=16sIB3x")
+LEASE = struct.Struct("=Q")
 CALLER_KEY = struct.Struct("=QII")
 VERDICT_KEY = struct.Struct("=II")
 VERDICT = struct.Struct("=IB3x")
 REFUSAL = struct.Struct("=QQ16sIIIIIHH16s")
+CLOSING = struct.Struct("=QQQQQQQ16s16sIIIIIIIHHB7x")
 TUPLE = struct.Struct("=Q16s16sHHI")
 
 
@@ -35,13 +37,14 @@ class Role(enum.IntEnum):
     ACCEPTED = 2
     DELIVERED = 3
     SERVED = 4
+    DIRECT = 5
 
 
 class VerdictKind(enum.IntEnum):
     """enum verdict_kind."""
 
     ASK = 0
-    TUNNEL = 1
+    ALLOW = 1
     DENY = 2
     UNAVAILABLE = 3
 
@@ -63,6 +66,7 @@ class Exit(enum.IntEnum):
     PUBLISH_FAILED = 11
     TAKEN = 12
     WITHDRAWN = 13
+    DIRECT = 14
 
 
 def pack_address(address: Address | None) -> bytes:
@@ -83,7 +87,8 @@ def unpack_address(data: bytes) -> Address | None:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """struct flow. `started_ns` is CLOCK_BOOTTIME; `source` is None when the kernel was not told what to show."""
+    """struct flow, without what the kernel notes on direct flows for itself. `started_ns` is CLOCK_BOOTTIME; `source`
+    is None when the kernel was not told what to show."""
 
     cookie: int
     cgroup: int
@@ -101,7 +106,9 @@ class Flow:
 
 def unpack_flow(data: bytes) -> Flow:
     """ValueError when the role is not one of ours or there is no original destination: never guess."""
-    cookie, cgroup, started, original, source, uid, pid, caller, service, port, source_port, role = FLOW.unpack(data)
+    cookie, cgroup, started, _, original, source, uid, pid, caller, service, _, _, port, source_port, role, _ = (
+        FLOW.unpack(data)
+    )
     dialled = unpack_address(original)
     if dialled is None:
         raise ValueError("a flow without its original destination")
@@ -123,8 +130,8 @@ def unpack_flow(data: bytes) -> Flow:
 
 def pack_flow(flow: Flow) -> bytes:
     return FLOW.pack(
-        flow.cookie, flow.cgroup, flow.started_ns, pack_address(flow.original), pack_address(flow.source),
-        flow.uid, flow.pid, flow.caller, flow.service, flow.original_port, flow.source_port, flow.role,
+        flow.cookie, flow.cgroup, flow.started_ns, 0, pack_address(flow.original), pack_address(flow.source),
+        flow.uid, flow.pid, flow.caller, flow.service, 0, 0, flow.original_port, flow.source_port, flow.role, 0,
     )  # fmt: skip
 
 
@@ -174,12 +181,48 @@ def unpack_refusal(data: bytes) -> Refusal:
     return Refusal(at, cgroup, unpack_address(original), uid, pid, caller, service, rule, port, exit_, text)
 
 
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """struct closing: the end of a direct flow. Times are CLOCK_BOOTTIME; `connected_ns` is 0 when it never was."""
+
+    at_ns: int
+    started_ns: int
+    connected_ns: int
+    cookie: int
+    cgroup: int
+    bytes_sent: int
+    bytes_received: int
+    original: Address | None
+    source: Address | None
+    uid: int
+    pid: int
+    caller: int
+    service: int
+    rule: int
+    rtt_us: int
+    retransmits: int
+    original_port: int
+    source_port: int
+    state: int
+
+
+def unpack_closing(data: bytes) -> Closing:
+    *numbers, original, source, uid, pid, caller, service, rule, rtt, again, port, source_port, state = CLOSING.unpack(
+        data[: CLOSING.size]
+    )
+    at, started, connected, cookie, cgroup, sent, received = numbers
+    return Closing(
+        at, started, connected, cookie, cgroup, sent, received, unpack_address(original), unpack_address(source),
+        uid, pid, caller, service, rule, rtt, again, port, source_port, state,
+    )  # fmt: skip
+
+
 def service_key(address: Address, port: int) -> bytes:
     return SERVICE_KEY.pack(16 + 128, port.to_bytes(2, "big"), pack_address(address))
 
 
-def service_value(service: int, source: Address | None) -> bytes:
-    return SERVICE.pack(pack_address(source), service, 0)
+def service_value(service: int, source: Address | None, local: bool = False) -> bytes:
+    return SERVICE.pack(pack_address(source), service, local)
 
 
 def caller_key(cgroup: int, uid: int = ANY_UID) -> bytes:

@@ -17,6 +17,8 @@ class RoleState:
     ready: bool
     restarts: int
     problem: str = ""
+    lost_outcomes: int = 0  # that control did not take in time, over all processes of the role
+    defects: int = 0
 
 
 def write(run_dir: str, supervisor: int, roles: dict[str, RoleState]) -> None:

@@ -26,6 +26,8 @@ LONGEST_BACKOFF_S = 5.0
 STABLE_AFTER_S = 10.0
 TICK_S = 0.25
 BEAT_LIMIT_S = 20.0
+MESSAGES_PER_TURN = 64  # bounded: a role that never stops talking must not keep us from the others
+COUNTS = ("lost_outcomes", "defects")  # what proxies count, and everybody should see
 
 Spawn = Callable[[str, Mapping[str, int]], "subprocess.Popen[bytes]"]
 
@@ -45,6 +47,8 @@ class Role:
     backoff: float = FIRST_BACKOFF_S
     restart_at: float = 0.0
     problem: str = ""
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))  # told by the living process
+    past: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))  # of those before it
     told: set[str] = field(default_factory=set)
 
 
@@ -58,6 +62,7 @@ class Supervisor:
         self._reload = False
         self._was_ready = False
         self._published: dict[str, RoleState] | None = None
+        self._unwritten = False
 
     def add(self, name: str, needs: dict[str, int], status: socket.socket) -> None:
         self._roles[name] = Role(name, needs, status)
@@ -106,7 +111,13 @@ class Supervisor:
             role.process.kill()
 
     def _start(self, role: Role, now: float) -> None:
-        role.process = self._spawn(role.name, role.needs)
+        try:
+            role.process = self._spawn(role.name, role.needs)
+        except OSError as error:  # no process or memory left: the other roles must not go down for it
+            self._put_off(role, now, now)
+            role.problem = f"cannot be started: {error.strerror or error}"
+            log.error("%s %s; next start in %.1f s", role.name, role.problem, role.backoff)
+            return
         role.started = role.beat = now
         role.ready = False
         role.restarts += 1
@@ -114,16 +125,20 @@ class Supervisor:
         log.info("%s started as %d", role.name, role.process.pid)
 
     def _bury(self, role: Role, code: int, now: float) -> None:
-        self._hear(role)  # its last words must not count for its successor
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        role.backoff = (
-            FIRST_BACKOFF_S if now - role.started > STABLE_AFTER_S else min(role.backoff * 2, LONGEST_BACKOFF_S)
-        )
-        role.restart_at = now + role.backoff
-        log.error("%s ended by %s; next start in %.1f s", role.name, how, role.backoff)
+        while self._hear(role):  # its last words must not count for its successor
+            pass
+        role.past = {name: role.past[name] + role.counts[name] for name in COUNTS}
+        role.counts = dict.fromkeys(COUNTS, 0)
+        self._put_off(role, role.started, now)
+        log.error("%s ended by %s; next start in %.1f s", role.name, _how(code), role.backoff)
         role.process = None
         role.ready = False
         self._was_ready = False
+
+    def _put_off(self, role: Role, started: float, now: float) -> None:
+        stable = now - started > STABLE_AFTER_S
+        role.backoff = FIRST_BACKOFF_S if stable else min(role.backoff * 2, LONGEST_BACKOFF_S)
+        role.restart_at = now + role.backoff
 
     def _listen(self) -> None:
         by_fd = {role.status.fileno(): role for role in self._roles.values()}
@@ -134,37 +149,62 @@ class Supervisor:
         for fd in readable:
             self._hear(by_fd[fd])
 
-    def _hear(self, role: Role) -> None:
-        while (message := channel.receive(role.status)) is not None:
-            kind = str(message[0].get("type"))
-            role.beat = time.monotonic()
-            role.told.add(kind)
-            if kind == "ready":
-                role.ready, role.problem = True, ""
-            elif kind == "problem":
-                role.problem = str(message[0].get("text", ""))
-                log.error("%s: %s", role.name, role.problem)
-            elif kind == "note":
-                log.warning("%s: %s", role.name, message[0].get("text", ""))
+    def _hear(self, role: Role) -> bool:
+        """Whether there may be more. What is no message is dropped: roles without privileges must not fell us."""
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                message = channel.receive(role.status)
+            except ValueError as error:
+                log.error("%s said what is no message: %s", role.name, error)
+                continue
+            if message is None:
+                return False
+            self._heard(role, message[0])
+        return True
+
+    def _heard(self, role: Role, message: channel.Message) -> None:
+        kind = str(message.get("type"))
+        role.beat = time.monotonic()
+        role.told.add(kind)
+        if kind == "ready":
+            role.ready, role.problem = True, ""
+        elif kind == "problem":
+            role.problem = str(message.get("text", ""))
+            log.error("%s: %s", role.name, role.problem)
+        elif kind == "note":
+            log.warning("%s: %s", role.name, message.get("text", ""))
+        elif kind == "beat":
+            told = {name: message.get(name) for name in COUNTS}
+            role.counts |= {name: count for name, count in told.items() if isinstance(count, int)}
 
     def _publish(self) -> None:
         if self._reload:
             self._reload = False
-            self._signal("control", signal.SIGHUP)
-        states = {
-            role.name: RoleState(
-                role.process.pid if role.process else 0, role.ready, max(0, role.restarts), role.problem
-            )
-            for role in self._roles.values()
-        }
+            self._tell_reload()
+        states = {role.name: _state(role) for role in self._roles.values()}
         if states != self._published:
-            self._published = states
-            runstate.write(self._run_dir, os.getpid(), states)
+            self._write(states)
         ready = bool(states) and all(state.ready for state in states.values())
         if ready and not self._was_ready:
             log.info("ready")
             self._on_ready()
         self._was_ready = ready
+
+    def _tell_reload(self) -> None:
+        """A control that is not ready yet may not have its handler yet, would die of it, and reads everything anyway."""
+        control = self._roles.get("control")
+        if control is not None and control.ready:
+            self._signal("control", signal.SIGHUP)
+
+    def _write(self, states: dict[str, RoleState]) -> None:
+        try:
+            runstate.write(self._run_dir, os.getpid(), states)
+        except OSError as error:
+            if not self._unwritten:
+                log.error("cannot write to %s: %s; status is out of date until it can be", self._run_dir, error.strerror)
+            self._unwritten = True  # and tried again in the next turn
+        else:
+            self._published, self._unwritten = states, False
 
     # Endings
 
@@ -194,3 +234,18 @@ class Supervisor:
 
     def _on_reload(self, _number: int, _frame: object) -> None:
         self._reload = True
+
+
+def _state(role: Role) -> RoleState:
+    counts = {name: role.past[name] + role.counts[name] for name in COUNTS}
+    pid = role.process.pid if role.process else 0
+    return RoleState(pid, role.ready, max(0, role.restarts), role.problem, **counts)
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal: most have no name
+        return f"signal {-code}"

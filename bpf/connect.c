@@ -30,7 +30,7 @@ static __always_inline u32 find_caller(u64 cgroup, u32 uid)
 	return caller ? *caller : CALLER_UNKNOWN;
 }
 
-static __always_inline void tell_refusal(const struct flow *flow, u32 rule, u16 exit)
+static __always_inline void tell_refusal(const struct flow *flow, u16 exit)
 {
 	struct refusal *refusal = refusals.ringbuf_reserve(sizeof(*refusal));
 	if (!refusal) {
@@ -44,7 +44,7 @@ static __always_inline void tell_refusal(const struct flow *flow, u32 rule, u16 
 	refusal->pid = flow->pid;
 	refusal->caller = flow->caller;
 	refusal->service = flow->service;
-	refusal->rule = rule;
+	refusal->rule = flow->rule;
 	refusal->original_port = flow->original_port;
 	refusal->exit = exit;
 	bpf_get_current_comm(refusal->command, sizeof(refusal->command));
@@ -60,11 +60,12 @@ static __always_inline int reserve(struct bpf_sock_addr *ctx, struct flow *flow)
 	return flows.update(&place, flow);
 }
 
-/* Notes the flow on the socket. A failure (no memory, map full) must refuse: an uncaptured connect would be plaintext. */
+/* Notes the flow on the socket. A failure (no memory, map full) must refuse: an uncaptured connect would be plaintext,
+ * and a direct one would be missing from the audit. */
 static __always_inline int note(struct bpf_sock_addr *ctx, struct flow *flow)
 {
 	struct flow *kept;
-	if (reserve(ctx, flow))
+	if (flow->role == FLOW_CAPTURED && reserve(ctx, flow)) /* a direct flow is handed to nobody */
 		return -1;
 	kept = socket_flows.sk_storage_get(ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!kept)
@@ -90,8 +91,15 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
 	socket_flows.sk_storage_delete(ctx->sk);
 }
 
-/* What the tables say about this caller and this destination. Returns the rule behind the verdict. */
-static __always_inline u32 look_up(const struct address *to, u16 port, struct facts *facts, struct flow *flow)
+static __always_inline int is_fresh(u64 now)
+{
+	u32 zero = 0;
+	struct lease *lease = leases.lookup(&zero);
+	return lease && now < lease->until_ns;
+}
+
+/* What the tables say about this caller and this destination. */
+static __always_inline void look_up(const struct address *to, u16 port, struct facts *facts, struct flow *flow)
 {
 	struct service_key service_key;
 	struct verdict_key verdict_key;
@@ -101,8 +109,11 @@ static __always_inline u32 look_up(const struct address *to, u16 port, struct fa
 	load_service_key(&service_key, to, port);
 	service = services.lookup(&service_key);
 	if (!service)
-		return 0;
+		return;
 	facts->protected_ = 1;
+	flow->started_ns = bpf_ktime_get_boot_ns();
+	facts->local = service->local;
+	facts->fresh = service->local && is_fresh(flow->started_ns);
 	flow->service = service->id;
 	flow->source = service->source;
 	flow->caller = find_caller(flow->cgroup, flow->uid);
@@ -110,9 +121,9 @@ static __always_inline u32 look_up(const struct address *to, u16 port, struct fa
 	verdict_key.service = flow->service;
 	verdict = verdicts.lookup(&verdict_key);
 	if (!verdict)
-		return 0;
+		return;
 	facts->verdict = verdict->kind;
-	return verdict->rule;
+	flow->rule = verdict->rule;
 }
 
 static __always_inline void load_facts(struct bpf_sock_addr *ctx, const struct settings *now, const struct address *to,
@@ -138,9 +149,14 @@ static __always_inline u8 pass(struct bpf_sock_addr *ctx, u8 exit)
 	return ACT_PASS;
 }
 
+static __always_inline int is_flow(u8 act)
+{
+	return act == ACT_CAPTURE || act == ACT_DIRECT;
+}
+
 static __always_inline u8 decide(struct bpf_sock_addr *ctx, const struct address *to, const struct address *bound, u16 port)
 {
-	u32 zero = 0, rule;
+	u32 zero = 0;
 	struct facts facts = {};
 	struct flow flow = {};
 	struct steering steering;
@@ -151,26 +167,27 @@ static __always_inline u8 decide(struct bpf_sock_addr *ctx, const struct address
 	flow.cgroup = bpf_get_current_cgroup_id();
 	flow.uid = (u32)bpf_get_current_uid_gid();
 	load_facts(ctx, settings_, to, port, &facts);
-	rule = look_up(to, port, &facts, &flow);
+	look_up(to, port, &facts, &flow);
 	steering = steer(&facts);
 	if (steering.act == ACT_PASS)
 		return pass(ctx, steering.exit);
+	if (!flow.started_ns)
+		flow.started_ns = bpf_ktime_get_boot_ns();
 	flow.cookie = bpf_get_socket_cookie(ctx);
-	flow.started_ns = bpf_ktime_get_boot_ns();
 	flow.original = *to;
 	flow.original_port = port;
 	flow.pid = bpf_get_current_pid_tgid() >> 32;
-	flow.role = FLOW_CAPTURED;
+	flow.role = steering.act == ACT_DIRECT ? FLOW_DIRECT : FLOW_CAPTURED;
 	if (!is_unspecified(bound)) /* the application chose its source address itself */
 		flow.source = *bound;
-	if (steering.act == ACT_CAPTURE && note(ctx, &flow)) {
+	if (is_flow(steering.act) && note(ctx, &flow)) {
 		steering.act = ACT_REFUSE_EPERM;
 		steering.exit = EXIT_FULL;
 	}
 	count(steering.exit);
-	if (steering.act != ACT_CAPTURE) {
+	if (!is_flow(steering.act)) {
 		forget(ctx);
-		tell_refusal(&flow, rule, steering.exit);
+		tell_refusal(&flow, steering.exit);
 	}
 	return steering.act;
 }
@@ -192,7 +209,7 @@ int connect4(struct bpf_sock_addr *ctx)
 	load_v4(&to, ctx->user_ip4);
 	load_v4(&bound, ctx->sk->src_ip4);
 	act = decide(ctx, &to, &bound, bpf_ntohs(ctx->user_port));
-	if (act == ACT_PASS)
+	if (act == ACT_PASS || act == ACT_DIRECT)
 		return RETURN_PASS;
 	settings_ = settings.lookup(&zero);
 	if (act != ACT_CAPTURE || !settings_)
@@ -214,7 +231,7 @@ int connect6(struct bpf_sock_addr *ctx)
 	load_v6(&to, ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]);
 	load_v6(&bound, ctx->sk->src_ip6[0], ctx->sk->src_ip6[1], ctx->sk->src_ip6[2], ctx->sk->src_ip6[3]);
 	act = decide(ctx, &to, &bound, bpf_ntohs(ctx->user_port));
-	if (act == ACT_PASS)
+	if (act == ACT_PASS || act == ACT_DIRECT)
 		return RETURN_PASS;
 	settings_ = settings.lookup(&zero);
 	if (act != ACT_CAPTURE || !settings_)

@@ -7,7 +7,7 @@
 #ifndef UNDERPASS_FLOW_H
 #define UNDERPASS_FLOW_H
 
-#define SCHEMA_VERSION 1 /* raise it when any layout below changes: pinned maps of another version are refused */
+#define SCHEMA_VERSION 2 /* raise it when any layout below changes: pinned maps of another version are refused */
 
 struct address {
 	__u8 bytes[16];
@@ -19,22 +19,27 @@ enum flow_role {
 	FLOW_ACCEPTED = 2,  /* on the proxy's socket that accepted it */
 	FLOW_DELIVERED = 3, /* on the proxy's socket that dials the application */
 	FLOW_SERVED = 4,    /* on the application's socket that accepted it */
+	FLOW_DIRECT = 5,    /* on the application's socket, which dials an application of this host itself */
 };
 
 struct flow {
 	__u64 cookie;            /* of the application's dialling socket; 0 for a delivered flow */
 	__u64 cgroup;            /* id of the caller's cgroup */
 	__u64 started_ns;        /* CLOCK_BOOTTIME at connect() */
+	__u64 connected_ns;      /* direct flows only, as are the rule and the FIN: when it was established, 0 = not yet */
 	struct address original; /* what the application dialled */
 	struct address source;   /* what the application appears as; all zero = not known */
 	__u32 uid;
 	__u32 pid;               /* thread group id in the initial pid namespace */
 	__u32 caller;            /* id from `callers`, 0 = not known to the kernel */
 	__u32 service;           /* id from `services` */
+	__u32 rule;              /* id of the rule that allowed it */
+	__u32 fin_end;           /* sequence number behind the server's FIN */
 	__u16 original_port;
 	__u16 source_port;
 	__u8 role;               /* enum flow_role */
-	__u8 pad[3];
+	__u8 fin;                /* whether fin_end is known */
+	__u8 pad[2];
 };
 
 struct tuple {
@@ -66,7 +71,13 @@ struct service_key {
 struct service {
 	struct address source; /* the address this host uses towards the service; all zero = not known */
 	__u32 id;
-	__u32 pad;
+	__u8 local;            /* this very address and port is an endpoint of this host: see ACT_DIRECT in steer.h */
+	__u8 pad[3];
+};
+
+/* How long the `local` marks hold. Whoever verifies them renews it; when nobody does, everything is tunnelled again. */
+struct lease {
+	__u64 until_ns; /* CLOCK_BOOTTIME */
 };
 
 struct verdict_key {
@@ -76,7 +87,7 @@ struct verdict_key {
 
 enum verdict_kind {
 	VERDICT_ASK = 0, /* the proxy decides */
-	VERDICT_TUNNEL = 1,
+	VERDICT_ALLOW = 1,
 	VERDICT_DENY = 2,
 	VERDICT_UNAVAILABLE = 3,
 };
@@ -114,6 +125,7 @@ enum exit {
 	EXIT_PUBLISH_FAILED,
 	EXIT_TAKEN,
 	EXIT_WITHDRAWN,
+	EXIT_DIRECT,
 	EXIT_COUNT,
 };
 
@@ -130,6 +142,30 @@ struct refusal {
 	__u16 original_port;
 	__u16 exit; /* enum exit */
 	char command[16];
+};
+
+/* The end of a direct flow, for the audit; lost and counted like a refusal when its ring is full. */
+struct closing {
+	__u64 at_ns; /* CLOCK_BOOTTIME, as the next two */
+	__u64 started_ns;
+	__u64 connected_ns; /* 0 = never */
+	__u64 cookie;
+	__u64 cgroup;
+	__u64 bytes_sent;     /* and acknowledged */
+	__u64 bytes_received;
+	struct address original;
+	struct address source;
+	__u32 uid;
+	__u32 pid;
+	__u32 caller;
+	__u32 service;
+	__u32 rule;
+	__u32 rtt_us;         /* smoothed */
+	__u32 retransmits;
+	__u16 original_port;
+	__u16 source_port;
+	__u8 state;           /* the state of TCP it ended from */
+	__u8 pad[7];
 };
 
 #endif

@@ -28,6 +28,7 @@ BPF_F_TABLE(PINNED("lpm_trie", services), struct service_key, struct service, se
 BPF_F_TABLE(PINNED("hash", callers), struct caller_key, u32, callers, 16384, BPF_F_NO_PREALLOC);
 BPF_F_TABLE(PINNED("hash", verdicts), struct verdict_key, struct verdict, verdicts, 65536, BPF_F_NO_PREALLOC);
 BPF_TABLE(PINNED("array", settings), u32, struct settings, settings, 1);
+BPF_TABLE(PINNED("array", leases), u32, struct lease, leases, 1);
 
 BPF_TABLE(PINNED("percpu_array", exits), u32, u64, exits, EXIT_COUNT);
 
@@ -43,6 +44,20 @@ struct refusals_table_t {
 };
 __attribute__((section("maps/" PINNED("ringbuf", refusals))))
 struct refusals_table_t refusals = {.max_entries = 256 * 1024};
+
+/* Direct flows that ended, about 7,700 in 1 MiB. A ring of its own: a caller that is refused in a loop must not cost
+ * anybody else the record of a flow. */
+struct closes_table_t {
+	int key;
+	u32 leaf;
+	int (*ringbuf_output)(void *, u64, u64);
+	void *(*ringbuf_reserve)(u64);
+	void (*ringbuf_discard)(void *, u64);
+	void (*ringbuf_submit)(void *, u64);
+	u32 max_entries;
+};
+__attribute__((section("maps/" PINNED("ringbuf", closes))))
+struct closes_table_t closes = {.max_entries = 1024 * 1024};
 
 static __always_inline void count(u32 exit)
 {

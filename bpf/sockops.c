@@ -1,13 +1,11 @@
-/* sockops: hand the flow from the socket that dials to the socket that accepts, under the 4-tuple they share. */
+/* sockops: hand the flow from the socket that dials to the socket that accepts, under the 4-tuple they share; account
+ * for a flow that goes directly. */
 #include "maps.h"
 #include "address.h"
+#include "ending.h"
 
 #define IPV4 2
-#define SYN_SENT 2
-#define FIN_WAIT2 5
-#define CLOSED 7
-#define LAST_ACK 9
-#define CLOSING 11
+#define TCP_FLAG_FIN 1
 
 static __always_inline void load_tuple(struct bpf_sock_ops *ctx, struct tuple *tuple, int dialled)
 {
@@ -35,6 +33,11 @@ static __always_inline int dials(const struct flow *flow)
 	return flow->role == FLOW_CAPTURED || flow->role == FLOW_DELIVERED;
 }
 
+static __always_inline void call_again(struct bpf_sock_ops *ctx, int flag)
+{
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | flag);
+}
+
 /* TCP_CONNECT: the source port is chosen and the SYN not yet sent, so the entry is there before anyone can accept. */
 static __always_inline void publish(struct bpf_sock_ops *ctx)
 {
@@ -45,6 +48,8 @@ static __always_inline void publish(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	flow = socket_flows.sk_storage_get(sk, 0, 0);
+	if (flow && flow->role == FLOW_DIRECT)
+		call_again(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	if (!flow || !dials(flow))
 		return;
 	load_tuple(ctx, &tuple, 1);
@@ -59,7 +64,7 @@ static __always_inline void publish(struct bpf_sock_ops *ctx)
 		return;
 	}
 	count(EXIT_PUBLISHED);
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	call_again(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
 /* PASSIVE_ESTABLISHED: runs before accept() can return the socket. */
@@ -90,21 +95,98 @@ static __always_inline void take(struct bpf_sock_ops *ctx)
  * another namespace): nobody will take the entry, and left there it would fill the table. Other states leave it alone:
  * an application may connect, send and abort before the other side of the handshake has run. In these the other side
  * has acknowledged our FIN, so it has run. */
-static __always_inline int is_over(u32 before, u32 after)
+static __always_inline void withdraw(u32 before, struct tuple *tuple)
 {
-	return after == CLOSED &&
-	       (before == SYN_SENT || before == FIN_WAIT2 || before == LAST_ACK || before == CLOSING);
+	if (before != STATE_SYN_SENT && before != STATE_FIN_WAIT2 && before != STATE_LAST_ACK &&
+	    before != STATE_CLOSING)
+		return;
+	if (!flows.delete(tuple))
+		count(EXIT_WITHDRAWN);
 }
 
-static __always_inline void withdraw(struct bpf_sock_ops *ctx)
+static __always_inline void tell_closing(struct bpf_sock_ops *ctx, const struct flow *flow, const struct tuple *tuple)
 {
-	struct tuple tuple;
+	struct closing *closing;
+	u8 state = ctx->args[0];
 
-	if (!is_over(ctx->args[0], ctx->args[1]))
+	closing = closes.ringbuf_reserve(sizeof(*closing));
+	if (!closing) {
+		count(EXIT_EVENT_LOST);
 		return;
+	}
+	__builtin_memset(closing, 0, sizeof(*closing));
+	closing->at_ns = bpf_ktime_get_boot_ns();
+	closing->started_ns = flow->started_ns;
+	closing->connected_ns = flow->connected_ns;
+	closing->cookie = flow->cookie;
+	closing->cgroup = flow->cgroup;
+	closing->bytes_sent = bytes_sent(ctx->bytes_acked, state, ctx->snd_una, ctx->snd_nxt);
+	closing->bytes_received = bytes_received(ctx->bytes_received, state, ctx->rcv_nxt, flow);
+	closing->original = flow->original;
+	closing->source = tuple->source;
+	closing->uid = flow->uid;
+	closing->pid = flow->pid;
+	closing->caller = flow->caller;
+	closing->service = flow->service;
+	closing->rule = flow->rule;
+	closing->rtt_us = ctx->srtt_us >> 3; /* the kernel keeps eighths */
+	closing->retransmits = ctx->total_retrans;
+	closing->original_port = flow->original_port;
+	closing->source_port = tuple->source_port;
+	closing->state = state;
+	closes.ringbuf_submit(closing, 0);
+}
+
+/* A direct flow has no proxy to account for it. */
+static __always_inline void follow(struct bpf_sock_ops *ctx, struct flow *flow)
+{
+	if (ctx->args[1] == STATE_ESTABLISHED)
+		flow->connected_ns = bpf_ktime_get_boot_ns();
+	if (ctx->args[1] == STATE_FIN_WAIT1) /* from here on see_fin() has to see every segment */
+		call_again(ctx, BPF_SOCK_OPS_PARSE_ALL_HDR_OPT_CB_FLAG);
+}
+
+/* The tuple is loaded in one place for both kinds of flow: with two, clang shares the loads behind a pointer into the
+ * context, and the kernel (6.18) answers "dereference of modified ctx ptr". */
+static __always_inline void change(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct tuple tuple;
+	struct flow *flow;
+	int direct;
+
+	if (!sk)
+		return;
+	flow = socket_flows.sk_storage_get(sk, 0, 0);
+	direct = flow && flow->role == FLOW_DIRECT;
+	if (ctx->args[1] != STATE_CLOSED) {
+		if (flow && direct)
+			follow(ctx, flow);
+		return;
+	}
 	load_tuple(ctx, &tuple, 1);
-	if (!flows.delete(&tuple))
-		count(EXIT_WITHDRAWN);
+	if (flow && direct) {
+		tell_closing(ctx, flow, &tuple);
+		socket_flows.sk_storage_delete(sk); /* it ends once */
+	} else {
+		withdraw(ctx->args[0], &tuple);
+	}
+}
+
+/* PARSE_HDR_OPT: a segment, before TCP looks at it. The header is there up to skb_data_end, the data is not. */
+static __always_inline void see_fin(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	u8 *header = ctx->skb_data;
+	struct flow *flow;
+
+	if (!sk || !(ctx->skb_tcp_flags & TCP_FLAG_FIN) || (void *)(header + 20) > (void *)ctx->skb_data_end)
+		return;
+	flow = socket_flows.sk_storage_get(sk, 0, 0);
+	if (!flow || flow->role != FLOW_DIRECT)
+		return;
+	flow->fin_end = bpf_ntohl(*(u32 *)(header + 4)) + ctx->skb_len - (header[12] >> 4) * 4 + 1;
+	flow->fin = 1;
 }
 
 int sockops(struct bpf_sock_ops *ctx)
@@ -117,7 +199,10 @@ int sockops(struct bpf_sock_ops *ctx)
 		take(ctx);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
-		withdraw(ctx);
+		change(ctx);
+		break;
+	case BPF_SOCK_OPS_PARSE_HDR_OPT_CB:
+		see_fin(ctx);
 		break;
 	}
 	return 1;

@@ -11,6 +11,7 @@ enum act {
 	ACT_CAPTURE = 1,
 	ACT_REFUSE_EPERM = 2,
 	ACT_REFUSE_ECONNREFUSED = 3,
+	ACT_DIRECT = 4, /* let it connect as it asked, and account for it */
 };
 
 /* What a hook found out before it decides. */
@@ -22,6 +23,8 @@ struct facts {
 	__u8 to_capture;    /* dials the proxy's capture listener itself */
 	__u8 protected_;    /* the destination belongs to a service */
 	__u8 verdict;       /* enum verdict_kind, VERDICT_ASK where the table has no entry */
+	__u8 local;         /* the destination is marked as an endpoint of this host */
+	__u8 fresh;         /* and somebody still verifies these marks */
 };
 
 struct steering {
@@ -60,6 +63,9 @@ STEER_INLINE struct steering steer(const struct facts *facts)
 		return steering(ACT_REFUSE_EPERM, EXIT_DENIED);
 	if (facts->verdict == VERDICT_UNAVAILABLE)
 		return steering(ACT_REFUSE_ECONNREFUSED, EXIT_UNAVAILABLE);
+	/* Nothing to protect from the wire, and both ends are known to the kernel. Unsure of either: through the proxy. */
+	if (facts->verdict == VERDICT_ALLOW && facts->local && facts->fresh)
+		return steering(ACT_DIRECT, EXIT_DIRECT);
 	return steering(ACT_CAPTURE, EXIT_CAPTURED);
 }
 

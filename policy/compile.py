@@ -14,21 +14,21 @@ from enum import Enum
 from policy.evaluate import decide
 from policy.fields import Invalid, IPAddress, Problem
 from policy.identity import SpiffeId
-from policy.model import DEFAULT_RULE, Decision, Directory, Policy, Request, Service, Verdict
+from policy.model import DEFAULT_RULE, Decision, Directory, Policy, Request, SameNode, Service, Verdict
 
 UNKNOWN = 0  # not worked out yet
 NOBODY = 1  # as a caller: known, but without an identity
 
 
 class VerdictKind(Enum):
-    TUNNEL = "tunnel"
+    ALLOW = "allow"
     DENY = "deny"
     ASK = "ask"  # capture, and let the proxy decide this one connection
 
 
 @dataclass(frozen=True, slots=True)
 class KernelVerdict:
-    """`rule_id` is UNKNOWN where no single rule decides."""
+    """`rule_id` is UNKNOWN for ASK."""
 
     kind: VerdictKind
     rule_id: int
@@ -36,15 +36,20 @@ class KernelVerdict:
 
 @dataclass(frozen=True, slots=True)
 class CapturedAddress:
+    """`answers` is who has to listen at this very address and port; None where nobody has to: a virtual address, or an
+    endpoint with another port than the one dialled."""
+
     address: IPAddress
     port: int
     service_id: int
+    answers: SpiffeId | None
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """Everything the hooks need to know; verdicts are keyed by (caller id, service id)."""
 
+    same_node: SameNode
     callers: dict[int, SpiffeId]
     services: tuple[CapturedAddress, ...]
     service_names: dict[int, str]
@@ -60,8 +65,10 @@ def compile_table(policy: Policy | None, trust_domain: str, directory: Directory
     rules = _ids("rule", [DEFAULT_RULE, *(rule.name for rule in (policy.rules if policy else ()))])
     who: dict[int, SpiffeId | None] = {NOBODY: None, **known}
     return Table(
+        # Without a policy nothing is allowed, and it does not matter.
+        same_node=policy.same_node if policy else SameNode.MTLS,
         callers=known,
-        services=tuple(_captured(directory, names)),
+        services=tuple(_captured(directory, names, trust_domain)),
         service_names=names,
         rules=rules,
         verdicts={
@@ -91,12 +98,16 @@ def _ids(kind: str, names: Iterable[str]) -> dict[int, str]:
     return ids
 
 
-def _captured(directory: Directory, names: dict[int, str]) -> Iterator[CapturedAddress]:
+def _captured(directory: Directory, names: dict[int, str], trust_domain: str) -> Iterator[CapturedAddress]:
     for service_id, name in names.items():
         service = directory.services[name]
         for address in service.captured:
+            endpoint = next((each for each in service.endpoints if each.address == address), None)
+            there = _identity(trust_domain, endpoint.host, service) if endpoint else None
             for ports in service.ports:
-                yield from (CapturedAddress(address, port, service_id) for port in range(ports.low, ports.high + 1))
+                for port in range(ports.low, ports.high + 1):
+                    answers = there if endpoint and endpoint.port in (None, port) else None
+                    yield CapturedAddress(address, port, service_id, answers)
 
 
 def _verdict(policy: Policy | None, trust_domain: str, service: Service, caller: SpiffeId | None) -> KernelVerdict:
@@ -104,11 +115,9 @@ def _verdict(policy: Policy | None, trust_domain: str, service: Service, caller:
     verdicts = {decision.verdict for decision in decisions}
     rules = {decision.rule for decision in decisions}
     rule_id = stable_id("rule", rules.pop()) if len(rules) == 1 else UNKNOWN
-    if verdicts == {Verdict.ALLOW}:
-        return KernelVerdict(VerdictKind.TUNNEL, rule_id)
-    if verdicts == {Verdict.DENY} and rule_id != UNKNOWN:  # otherwise only the proxy can name the rule that refused
-        return KernelVerdict(VerdictKind.DENY, rule_id)
-    return KernelVerdict(VerdictKind.ASK, UNKNOWN)
+    if len(verdicts) != 1 or rule_id == UNKNOWN:  # without one rule for all of it only the proxy can name the one
+        return KernelVerdict(VerdictKind.ASK, UNKNOWN)
+    return KernelVerdict(VerdictKind.ALLOW if Verdict.ALLOW in verdicts else VerdictKind.DENY, rule_id)
 
 
 def _decisions(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agent.outcome import Event, Outcome, Side, socket_text
-from agent.records import CALLER_NOBODY, Exit, Refusal
+from agent.outcome import Event, Outcome, Path, Side, socket_text
+from agent.records import CALLER_NOBODY, Address, Exit, Refusal
 from agent.route import Route, Routes
 from policy.compile import Table
 from policy.model import DEFAULT_RULE, Reason
@@ -27,7 +27,7 @@ def outcome_of(refusal: Refusal, table: Table | None, host: str, wall: float, ro
         host=host,
         side=Side.SOURCE,
         source=caller.uri if caller else "",
-        destination=_destination(refusal, routes),
+        destination=destination_of(refusal.original, refusal.original_port, routes),
         service=services.get(refusal.service, f"service-{refusal.service:08x}" if refusal.service else ""),
         verdict="deny",
         rule=rules.get(refusal.rule, f"rule-{refusal.rule:08x}" if refusal.rule else ""),
@@ -36,11 +36,12 @@ def outcome_of(refusal: Refusal, table: Table | None, host: str, wall: float, ro
         command=refusal.command,
         pid=refusal.pid,
         uid=refusal.uid,
+        path=Path.NONE,
     )
 
 
-def _destination(refusal: Refusal, routes: Routes | None) -> str:
-    route = routes.to(refusal.original, refusal.original_port) if routes and refusal.original else None
+def destination_of(address: Address | None, port: int, routes: Routes | None) -> str:
+    route = routes.to(address, port) if routes and address else None
     return route.destination.uri if isinstance(route, Route) else ""
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agent import channel, runstate
 from agent.admin.server import AdminServer
@@ -19,16 +19,22 @@ from agent.bpfcall import Map
 from agent.certs.issuer import Issuer
 from agent.config import Config
 from agent.control import lastgood, sources
+from agent.control.closings import outcome_of_closing
 from agent.control.leaves import Leaves
 from agent.control.refusals import outcome_of
 from agent.metrics import CONTENT_TYPE, Metrics
-from agent.outcome import to_json
-from agent.records import Exit, unpack_refusal
+from agent.outcome import Outcome, to_json
+from agent.records import Exit, unpack_closing, unpack_refusal
 from agent.ring import Ring
+from agent.route import Routes
 from agent.snapshot import Snapshot, encode
+from policy.compile import Table
 from policy.identity import SpiffeId
 
 log = logging.getLogger("underpass.control")
+
+T = TypeVar("T")
+Tell = Callable[[T, Table | None, str, float, Routes | None], Outcome]
 
 TICK_S = 1.0
 MAX_MESSAGES_PER_WAKE = 512
@@ -42,6 +48,7 @@ class Inherited:
     orders: dict[str, socket.socket]
     outcomes: socket.socket
     refusals: int
+    closes: int
     exits: int
 
 
@@ -55,7 +62,8 @@ class Control:
         names = dict.fromkeys(rule.application for rule in config.identities)
         self._identities = [SpiffeId(config.trust_domain, config.host, name) for name in names]
         self._leaves = Leaves(issuer, self._identities, log.error)
-        self._ring = Ring(inherited.refusals)
+        self._refusals = Ring(inherited.refusals)
+        self._closes = Ring(inherited.closes)
         self._exits = Map(inherited.exits)
         self._texts: sources.Texts | None = None  # in force
         self._seen: sources.Texts | None = None  # read last, in force or not
@@ -79,8 +87,9 @@ class Control:
         self._read_when_ready(loop, self._given.status, self._from_supervisor)
         for name, orders in self._given.orders.items():
             self._read_when_ready(loop, orders, lambda name=name: self._order(name))  # type: ignore[misc]
-        loop.add_reader(self._given.refusals, self._refused)
-        self._refused()  # what was refused while no control was there
+        for ring, step in ((self._given.refusals, self._refused), (self._given.closes, self._closed)):
+            loop.add_reader(ring, step)
+            step()  # what happened while no control was there
         while not self._stop.is_set():
             self._tick()
             try:
@@ -193,12 +202,20 @@ class Control:
             self._record(message[0]["outcome"])
 
     def _refused(self) -> None:
-        offset = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        for raw in self._ring.read():
-            refusal = unpack_refusal(raw)
-            wall = offset + refusal.at_ns / 1e9
-            table, routes = (self._compiled.table, self._compiled.routes) if self._compiled else (None, None)
-            self._record(to_json(outcome_of(refusal, table, self._config.host, wall, routes)))
+        for raw in self._refusals.read():
+            record = unpack_refusal(raw)
+            self._record(to_json(self._told(outcome_of, record, record.at_ns)))
+
+    def _closed(self) -> None:
+        for raw in self._closes.read():
+            record = unpack_closing(raw)
+            self._record(to_json(self._told(outcome_of_closing, record, record.at_ns)))
+
+    def _told(self, make: Tell[T], record: T, at: int) -> Outcome:
+        """The outcome of what the kernel told, at `at` of its clock."""
+        wall = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + at / 1e9
+        table, routes = (self._compiled.table, self._compiled.routes) if self._compiled else (None, None)
+        return make(record, table, self._config.host, wall, routes)
 
     def _record(self, fields: dict[str, Any]) -> None:
         self._writer.write(fields)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.route import Routes
+from policy.check import problems
 from policy.compile import Table, compile_table
 from policy.fields import Invalid
 from policy.identity import SpiffeId
@@ -40,7 +41,11 @@ class Compiled:
 def compiled(texts: Texts, trust_domain: str, identities: Sequence[SpiffeId]) -> Compiled:
     """Invalid when they mean nothing."""
     directory = load_directory(texts.services[1], texts.services[0])
-    table = compile_table(load_policies(texts.policies), trust_domain, directory, identities)
+    policy = load_policies(texts.policies)
+    wrong = problems(policy, directory)
+    if wrong:
+        raise Invalid(wrong)
+    table = compile_table(policy, trust_domain, directory, identities)
     return Compiled(table, Routes(directory, trust_domain))
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent import bpfcall, host
+from agent import bpfcall, host, netlink, records
 from agent.config import Config
-from agent.hooks import tables
-from agent.identity import IdentityRule, with_uids
+from agent.hooks import local, tables
+from agent.identity import Caller, IdentityRule, identify, with_uids
 from agent.records import Address
 from agent.snapshot import Snapshot
 from policy.compile import Table
+from policy.identity import SpiffeId
+
+_ZERO = bytes(4)
 
 
 class Filler:
@@ -21,6 +24,7 @@ class Filler:
         self._cgroups: Mapping[int, str] = {}
         self._callers: dict[int, tables.Entries] = {}  # by cgroup
         self._sources: dict[Address, Address | None] = {}
+        self._local: frozenset[local.Spot] = frozenset()  # may be dialled directly
         self._maps: dict[str, bpfcall.Map] = {}
         self._kernel: tables.Tables | None = None
 
@@ -35,15 +39,16 @@ class Filler:
 
     def take(self, snapshot: Snapshot) -> list[str]:
         """Apply a snapshot; remarks. Raises Invalid or Problem, and then everything stays as it was."""
-        before = self._rules, self._table, self._callers, self._sources
+        before = self._rules, self._table, self._callers, self._sources, self._local
         try:
             self._rules = _rules(self._config)
             self._table = tables.read_snapshot(snapshot, self._config.host, self._config.trust_domain, self._rules)
             self._sources = _sources(self._table)
             self._callers = {}
+            self._local = frozenset()  # until all that is new is in place, and then only what look() finds
             return self.write()
         except BaseException:
-            self._rules, self._table, self._callers, self._sources = before
+            self._rules, self._table, self._callers, self._sources, self._local = before
             raise
 
     def see(self, cgroups: Mapping[int, str]) -> bool:
@@ -59,12 +64,38 @@ class Filler:
         self._sources = sources
         return changed
 
+    def look(self) -> bool:
+        """See who listens at the endpoints of this host; whether there is another one now that may be dialled directly,
+        or one that may not any more. OSError when the kernel does not say; renew() must not follow then."""
+        wanted = local.candidates(self._table, self._config.host)
+        wanted = local.here(wanted, netlink.local_addresses({address for address, _ in wanted})) if wanted else {}
+        found = frozenset(wanted)
+        if wanted and self._config.check_listeners:
+            found = local.verified(wanted, netlink.sockets(netlink.LISTEN), self._identity)
+        changed = found != self._local
+        self._local = found
+        return changed
+
+    def renew(self) -> None:
+        """Tell the kernel that what the tables say about direct connections has just been verified."""
+        if self._local and self._maps:
+            until = host.boottime_ns() + local.LEASE_NS
+            self._maps["leases"].update(_ZERO, records.LEASE.pack(until))
+
+    def _identity(self, cgroup: int, uid: int) -> SpiffeId | None:
+        path = self._cgroups.get(cgroup)
+        if path is None:
+            return None
+        files = tables.unknown_files(self._rules)
+        found = identify(self._rules, Caller(path, uid), self._config.host, self._config.trust_domain, files)
+        return found if isinstance(found, SpiffeId) else None
+
     def write(self) -> list[str]:
         """Make the kernel's tables what they should be; remarks. Nothing to do before there are maps and a snapshot."""
         if self._kernel is None or self._table is None:
             return []
         content = tables.Content(
-            services=tables.service_entries(self._table, self._sources),
+            services=tables.service_entries(self._table, self._sources, self._local),
             callers=self._all_callers(self._table),
             verdicts=tables.verdict_entries(self._table),
         )

@@ -27,6 +27,7 @@ _ZERO = bytes(4)
 HASH, ARRAY, PERCPU_ARRAY, LPM_TRIE, SK_STORAGE, RINGBUF = 1, 2, 6, 11, 24, 27  # enum bpf_map_type
 _NO_PREALLOC = 1
 _REFUSALS_BYTES = 256 * 1024
+_CLOSES_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,17 @@ class Layout:
 def layouts(max_flows: int) -> dict[str, Layout]:
     """bpf/maps.h as numbers; tests/host/test_layout.py compares it with the maps that bcc makes."""
     return {
+        # First, because it has the schema: of all that may differ this says best what has happened.
+        "settings": Layout(ARRAY, 4, records.SETTINGS.size, 1, 0),
         "flows": Layout(HASH, records.TUPLE.size, records.FLOW.size, max_flows, 0),
         "socket_flows": Layout(SK_STORAGE, 4, records.FLOW.size, 0, _NO_PREALLOC),
         "services": Layout(LPM_TRIE, records.SERVICE_KEY.size, records.SERVICE.size, 32768, _NO_PREALLOC),
         "callers": Layout(HASH, records.CALLER_KEY.size, 4, 16384, _NO_PREALLOC),
         "verdicts": Layout(HASH, records.VERDICT_KEY.size, records.VERDICT.size, 65536, _NO_PREALLOC),
-        "settings": Layout(ARRAY, 4, records.SETTINGS.size, 1, 0),
+        "leases": Layout(ARRAY, 4, records.LEASE.size, 1, 0),
         "exits": Layout(PERCPU_ARRAY, 4, 8, len(records.Exit), 0),
         "refusals": Layout(RINGBUF, 0, 0, _REFUSALS_BYTES, 0),
+        "closes": Layout(RINGBUF, 0, 0, _CLOSES_BYTES, 0),
     }
 
 

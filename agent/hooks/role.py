@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agent import bpfcall, channel, host
+from agent import bpfcall, channel, host, netlink
 from agent.config import Config
 from agent.hooks import state
 from agent.hooks.compile import Compilation
@@ -32,6 +32,8 @@ _CGROUPS_SHARE = 20  # walking the cgroups may take one part in this many of our
 _KEEP_S = 2.0
 _SWEEP_S = 5.0
 _ROUTES_S = 15.0
+_LISTENERS_S = 1.0
+_LISTENERS_SHARE = 50
 _POLL_S = 0.05  # while a compilation runs
 _COMPILE_AGAIN_S = 30.0
 _SAY_AGAIN_S = 60.0
@@ -77,12 +79,15 @@ class Role:
         self._selector.register(orders, selectors.EVENT_READ, self._read_orders)
         for end in who:
             self._selector.register(end, selectors.EVENT_READ, self._read_who)
+        self._changes = netlink.address_changes()
+        self._selector.register(self._changes, selectors.EVENT_READ, self._read_changes)
         self._timers = [
             Timer(_BEAT_S, self._beat),
             Timer(_CGROUPS_S, self._look_at_cgroups, _CGROUPS_SHARE),
             Timer(_KEEP_S, self._keep),
             Timer(_SWEEP_S, self._sweep),
             Timer(_ROUTES_S, self._look_at_routes),
+            Timer(_LISTENERS_S, self._look_at_listeners, _LISTENERS_SHARE),
         ]
 
     def stop(self) -> None:
@@ -93,6 +98,7 @@ class Role:
             self._compilation.stop()
         self._keeper.close()
         self._who.close()
+        self._changes.close()
         self._selector.close()
 
     def run(self) -> int:
@@ -115,7 +121,6 @@ class Role:
         if self._keeper.has_maps():
             self._open_maps()
         self._filler.see(self._see_cgroups())
-        self._who.warm_up()
         channel.send(self._orders, {"type": "hello"})
 
     def _pause(self) -> float:
@@ -191,6 +196,7 @@ class Role:
                 for remark in remarks:
                     self._say(remark)
                 self._allow_attaching()
+            self._look_at_listeners()
         except (Invalid, ValueError, KeyError, TypeError, IndexError) as error:
             self._say(f"snapshot refused, the one before stays: {error}")
 
@@ -220,6 +226,21 @@ class Role:
         with self._telling():
             if self._filler.ask_routes():
                 self._write_tables()
+
+    def _look_at_listeners(self) -> None:
+        with self._telling():
+            if self._filler.look():
+                self._write_tables()
+            self._filler.renew()
+
+    def _read_changes(self, changes: socket.socket) -> None:
+        """An address has come or gone: one that is not ours any more must not be dialled directly."""
+        try:
+            while changes.recv(1 << 16):
+                pass
+        except OSError:
+            pass  # nothing more; or more than was kept for us, which says the same
+        self._look_at_listeners()
 
     def _sweep(self) -> None:
         if self._maps:

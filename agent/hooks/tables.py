@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from agent import records
@@ -20,7 +20,7 @@ Entries = dict[bytes, bytes]
 
 _KINDS = {
     VerdictKind.ASK: records.VerdictKind.ASK,
-    VerdictKind.TUNNEL: records.VerdictKind.TUNNEL,
+    VerdictKind.ALLOW: records.VerdictKind.ALLOW,
     VerdictKind.DENY: records.VerdictKind.DENY,
 }
 _SOME_FILE = ExeFile(0, 0)  # which file a rule's path names can change at any time: only the proxy looks
@@ -42,9 +42,14 @@ def read_snapshot(snapshot: Snapshot, host: str, trust_domain: str, rules: Seque
     return compile_table(policy, trust_domain, directory, identities)
 
 
-def service_entries(table: Table, sources: Mapping[Address, Address | None]) -> Entries:
+def service_entries(
+    table: Table, sources: Mapping[Address, Address | None], local: Collection[tuple[Address, int]] = ()
+) -> Entries:
+    """`local`: what may be dialled directly."""
     return {
-        records.service_key(each.address, each.port): records.service_value(each.service_id, sources.get(each.address))
+        records.service_key(each.address, each.port): records.service_value(
+            each.service_id, sources.get(each.address), (each.address, each.port) in local
+        )
         for each in table.services
     }
 
@@ -72,7 +77,7 @@ def caller_entries(cgroup: int, path: str, rules: Sequence[IdentityRule], ids: M
     general = _caller(Caller(path, records.ANY_UID), rules, ids)
     entries = {} if general == records.CALLER_UNKNOWN else {records.caller_key(cgroup): _number(general)}
     for uid, theirs in _by_uid(rules).items():
-        if all(matches(rule.match, Caller(path, uid), _files(rules)) is Match.NO for rule in theirs):
+        if all(matches(rule.match, Caller(path, uid), unknown_files(rules)) is Match.NO for rule in theirs):
             continue  # the usual case, and the cheap one: on this cgroup no rule treats this user differently
         particular = _caller(Caller(path, uid), rules, ids)
         if particular != general:
@@ -88,12 +93,13 @@ def _by_uid(rules: Sequence[IdentityRule]) -> dict[int, list[IdentityRule]]:
     return found
 
 
-def _files(rules: Sequence[IdentityRule]) -> dict[str, ExeFile]:
+def unknown_files(rules: Sequence[IdentityRule]) -> dict[str, ExeFile]:
+    """Makes every rule that asks for an executable unsure, and so everybody whom it may fit."""
     return {rule.match.exe: _SOME_FILE for rule in rules if rule.match.exe is not None}
 
 
 def _caller(caller: Caller, rules: Sequence[IdentityRule], ids: Mapping[str, int]) -> int:
-    files = _files(rules)
+    files = unknown_files(rules)
     found = {rule.application: set[Match]() for rule in rules}
     for rule in rules:
         found[rule.application].add(_match(rule, caller, files))

@@ -37,10 +37,6 @@ class Who:
     def close(self) -> None:
         os.close(self._mount_fd)
 
-    def warm_up(self) -> None:
-        """The first question about a listener loads a library for 100 ms: not while a connection waits for it."""
-        host.listener_owners(ip_address("127.0.0.1"), 0, with_pids=False)
-
     def learn(self, cgroups: Mapping[int, str]) -> None:
         self._paths.update(cgroups)
         while len(self._paths) > _REMEMBERED:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from tests.bench import limits, machine, report, table, works
+from tests.bench.added import with_added
 from tests.bench.ratios import ratios
 from tests.bench.record import Record
 from tests.bench.report import Facts
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         record = Record()
         limits.raise_descriptors()
         code = _run(works.fitted(plan, limits.most_connections()), arms, record)
+    record = with_added(record)
     found = ratios(record)
     print(json.dumps(report.as_json(record, found)) if given.json else table.show(record, found), flush=True)
     if given.write:

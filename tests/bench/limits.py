@@ -6,7 +6,8 @@ import resource
 from contextlib import suppress
 
 WANTED = 65_536
-RESERVE = 400  # descriptors of a proxy that are no connections
+# Of the descriptors, for each connection. A little less than a half: stunnel refuses above 125/256 of them by itself.
+SHARE = 0.48
 
 
 def raise_descriptors() -> None:
@@ -23,4 +24,4 @@ def most_connections() -> int:
 
 
 def fitting(descriptors: int) -> int:
-    return max(1, (descriptors - RESERVE) // 2)
+    return max(1, int(descriptors * SHARE))

@@ -27,8 +27,7 @@ def run(client: Client, work: Work, plan: Plan, pids: Callable[[], list[int]]) -
         nonlocal at_start
         at_start = cpu_seconds(pids())
 
-    seconds = plan.seconds * work.longer
-    options = {"connections": work.connections, "size": work.size, "seconds": seconds, "warmup": plan.warmup}
+    options = {"connections": work.connections, "size": work.size, "seconds": plan.seconds, "warmup": plan.warmup}
     if work.rate:
         options["rate"] = work.rate
     mode = Kind.RR if work.kind is Kind.SAME_HOST else work.kind

@@ -60,16 +60,13 @@ def ratios(record: Record) -> dict[str, Ratio | None]:
     return {name: _ratio(values) for name, values in series.items()}
 
 
-def added_p99_ms(ours: ByRound, none: ByRound) -> ByRound:
-    return _each(lambda with_it, without: (with_it - without) / 1000, ours, none)
-
-
 def _of(record: Record, arm: str, work: Work, figure: str) -> ByRound:
     return record.values(arm, work.name, work.connections, figure)
 
 
 def _added(record: Record, arm: str) -> ByRound:
-    return added_p99_ms(_of(record, arm, FIXED, "p99_us"), _of(record, NONE, FIXED, "p99_us"))
+    """In milliseconds."""
+    return {number: value / 1000 for number, value in _of(record, arm, FIXED, "added_p99_us").items()}
 
 
 def _idle(record: Record, arm: str) -> ByRound:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -66,8 +66,7 @@ class Record:
     def _result(self, arm: str, work: str, connections: int) -> dict[str, Any]:
         key = (arm, work, connections)
         found = [one.figures for one in self.measured if (one.arm, one.work, one.connections) == key]
-        names = list(dict.fromkeys(name for figures in found for name in figures))
-        series = {name: [figures[name] for figures in found if name in figures] for name in names}
+        series = _series(found)
         return {
             "arm": arm,
             "work": work,
@@ -76,6 +75,16 @@ class Record:
             **{name: tidy(median(values)) for name, values in series.items()},
             "spread": {name: spread(values) for name, values in series.items()},
         }
+
+
+def medians(found: Sequence[Figures]) -> Figures:
+    """Of each figure by itself."""
+    return {name: median(values) for name, values in _series(found).items()}
+
+
+def _series(found: Sequence[Figures]) -> dict[str, list[float]]:
+    names = dict.fromkeys(name for figures in found for name in figures)
+    return {name: [figures[name] for figures in found if name in figures] for name in names}
 
 
 def spread(values: Iterable[float]) -> list[float]:

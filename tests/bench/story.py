@@ -16,7 +16,7 @@ from tests.bench.idle import measure_idle
 from tests.bench.load import LoadError
 from tests.bench.measure import measure, run
 from tests.bench.prove import ArmError
-from tests.bench.record import Failure, Figures, Measured, Record
+from tests.bench.record import Failure, Figures, Measured, Record, medians
 from tests.bench.stage import FREE_LOCAL_PORT, LOCAL_PORT, NAME, Stage
 from tests.bench.works import NONE, UNDERPASS, Kind, Plan, Work, rotated
 from tests.world.world import World
@@ -53,7 +53,9 @@ class _Bench:
             for name in self._willing(work, number):
                 if self._start(name):
                     arm = self._arms[name]
-                    self._try(name, work, number, partial(measure_idle, arm, self._plan))
+                    figures = self._try(name, work, partial(measure_idle, arm, self._plan))
+                    if figures is not None:
+                        self._note(Measured(name, work.name, work.connections, number, figures))
                     arm.stop()
 
     def start_all(self) -> None:
@@ -68,9 +70,19 @@ class _Bench:
             for at, work in enumerate(self._plan.works):
                 if work.kind is Kind.CONNECT:
                     self._measure_connect(work, number)
-                    continue
-                for name in self._willing(work, number + at):
-                    self._try(name, work, number, self._step(name, work))
+                else:
+                    self._measure(work, number, number + at)
+
+    def _measure(self, work: Work, number: int, first: int) -> None:
+        found: dict[str, list[Figures]] = {}
+        for turn in range(work.turns):
+            for name in self._willing(work, first + turn):
+                figures = self._try(name, work, self._step(name, work))
+                if figures is not None:
+                    found.setdefault(name, []).append(figures)
+        for name, turns in found.items():
+            if not self._record.failed(name, work.name, work.connections):
+                self._note(Measured(name, work.name, work.connections, number, medians(turns)))
 
     def _step(self, name: str, work: Work) -> Callable[[], Figures]:
         arm = self._arms[name]
@@ -115,13 +127,12 @@ class _Bench:
             return False
         return True
 
-    def _try(self, name: str, work: Work, number: int, step: Callable[[], Figures]) -> None:
+    def _try(self, name: str, work: Work, step: Callable[[], Figures]) -> Figures | None:
         try:
-            figures = step()
+            return step()
         except BROKEN as problem:
             self._fail(name, work, problem)
-            return
-        self._note(Measured(name, work.name, work.connections, number, figures))
+            return None
 
     def _note(self, one: Measured) -> None:
         self._record.measured.append(one)

@@ -48,6 +48,8 @@ _LINES = (
     ("rr-", "cpu_s_per_100k", "CPU s per 100,000 requests", "{:.2f}"),
     (FIXED.name, "p50_us", "p50 us at 1,000 requests/s", "{:,.0f}"),
     (FIXED.name, "p99_us", "p99 us at 1,000 requests/s", "{:,.0f}"),
+    (FIXED.name, "added_p50_us", "added to p50, us", "{:,.0f}"),
+    (FIXED.name, "added_p99_us", "added to p99, us", "{:,.0f}"),
     ("cps", "connects_per_s", "connects/s", "{:,.0f}"),
     ("cps", "cpu_s_per_100k", "CPU s per 100,000 connects", "{:.1f}"),
     ("bulk", "mb_per_s", "MB/s", "{:,.0f}"),

@@ -169,11 +169,18 @@ class Kernel:
             self._maps[name] = bpfcall.Map(bpfcall.get(f"{self.config.bpffs}/{name}"))
         return self._maps[name]
 
-    def protect(self, address: str, port: int, service: int = 77, source: str | None = V4) -> None:
+    def protect(
+        self, address: str, port: int, service: int = 77, source: str | None = V4, local: bool = False
+    ) -> None:
         shown = ip_address(source) if source else None
         self.map("services").update(
-            records.service_key(ip_address(address), port), records.service_value(service, shown)
+            records.service_key(ip_address(address), port), records.service_value(service, shown, local)
         )
+
+    def lease(self, seconds: float) -> None:
+        """Let marks of local services hold for that long."""
+        until = host.boottime_ns() + int(seconds * 1e9)
+        self.map("leases").update(bytes(4), records.LEASE.pack(until))
 
     def judge(self, service: int, kind: records.VerdictKind, rule: int, caller: int = 500) -> None:
         self.map("callers").update(records.caller_key(self.cgroup_id("app")), caller.to_bytes(4, sys.byteorder))

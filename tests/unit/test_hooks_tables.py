@@ -107,7 +107,7 @@ def test_verdicts_carry_their_rule_and_asking_needs_no_entry() -> None:
     ids, service = tables.caller_ids(table()), stable_id("service", "core-db")
     assert entries == {
         records.verdict_key(ids["ledger"], service): records.verdict_value(
-            VerdictKind.TUNNEL, stable_id("rule", "read")
+            VerdictKind.ALLOW, stable_id("rule", "read")
         ),
         records.verdict_key(ids["batch"], service): records.verdict_value(VerdictKind.DENY, stable_id("rule", "never")),
         records.verdict_key(NOBODY, service): records.verdict_value(VerdictKind.DENY, stable_id("rule", "default")),
@@ -189,7 +189,7 @@ def test_after_a_failure_half_way_the_kernel_is_read_again() -> None:
 
 def test_a_table_too_small_leaves_out_what_only_costs_a_question() -> None:
     named, nobody = (500).to_bytes(4, sys.byteorder), NOBODY.to_bytes(4, sys.byteorder)
-    deny, tunnel = (records.verdict_value(kind, 1) for kind in (VerdictKind.DENY, VerdictKind.TUNNEL))
+    deny, tunnel = (records.verdict_value(kind, 1) for kind in (VerdictKind.DENY, VerdictKind.ALLOW))
     content = Content({}, {b"1": nobody, b"2": named, b"3": nobody}, {b"1": tunnel, b"2": deny, b"3": deny})
     fitted, remarks = tables.fit(content, 2, 2)
     assert fitted.callers == {b"2": named, b"1": nobody}

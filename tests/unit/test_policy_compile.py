@@ -61,12 +61,16 @@ def test_every_address_of_a_service_is_captured_at_every_port() -> None:
     db = stable_id("service", "db")
     found = compile_table(None, OURS, DIRECTORY, []).services
     assert [entry for entry in found if entry.service_id == db] == [
-        CapturedAddress(address, port, db)
-        for address in (B.address, C.address, ip_address("10.99.0.1"))
+        CapturedAddress(address, port, db, answers)
+        for address, answers in (
+            (B.address, SpiffeId(OURS, "b", "postgres")),
+            (C.address, SpiffeId(OURS, "c", "postgres")),
+            (ip_address("10.99.0.1"), None),
+        )
         for port in (5432, 90, 91, 92)
     ]
     assert [entry for entry in found if entry.service_id != db] == [
-        CapturedAddress(B.address, 443, stable_id("service", "web"))
+        CapturedAddress(B.address, 443, stable_id("service", "web"), SpiffeId(OURS, "b", "nginx"))
     ]
 
 
@@ -83,10 +87,10 @@ def test_names_are_kept_for_every_id() -> None:
     [
         (None, "db", VerdictKind.DENY, "default"),
         (policy(), "db", VerdictKind.DENY, "default"),
-        (policy(rule("r", Effect.ALLOW, "a/ledger", "db")), "db", VerdictKind.TUNNEL, "r"),
+        (policy(rule("r", Effect.ALLOW, "a/ledger", "db")), "db", VerdictKind.ALLOW, "r"),
         (policy(rule("r", Effect.ALLOW, "a/ledger", "db")), "web", VerdictKind.DENY, "default"),
         (policy(rule("r", Effect.DENY, "a/*", "*")), "db", VerdictKind.DENY, "r"),
-        (policy(rule("r", Effect.ALLOW, "a/ledger", "db", (PortRange(90, 5432),))), "db", VerdictKind.TUNNEL, "r"),
+        (policy(rule("r", Effect.ALLOW, "a/ledger", "db", (PortRange(90, 5432),))), "db", VerdictKind.ALLOW, "r"),
         (policy(rule("r", Effect.ALLOW, "a/ledger", "db", (PortRange(1, 91),))), "db", VerdictKind.ASK, None),
         (policy(rule("r", Effect.ALLOW, "a/ledger", "db", (PortRange(92, 92),))), "db", VerdictKind.ASK, None),
         (policy(rule("r", Effect.DENY, "a/ledger", "db", (PortRange(92, 92),))), "db", VerdictKind.ASK, None),
@@ -96,7 +100,7 @@ def test_names_are_kept_for_every_id() -> None:
                 rule("high", Effect.ALLOW, "*/*", "*", (PortRange(100, 9999),)),
             ),
             "db",
-            VerdictKind.TUNNEL,
+            VerdictKind.ASK,
             None,
         ),
     ],
@@ -177,7 +181,7 @@ def test_a_kernel_verdict_is_ask_or_what_decide_says(some: Policy, services: lis
                 destination = service.identity(endpoint, OURS)
                 decision = decide(some, OURS, Request(table.callers.get(caller_id), destination, service.name, port))
                 if found.kind is not VerdictKind.ASK:
-                    assert (found.kind is VerdictKind.TUNNEL) is (decision.verdict is Verdict.ALLOW)
+                    assert (found.kind is VerdictKind.ALLOW) is (decision.verdict is Verdict.ALLOW)
                     assert found.rule_id in (UNKNOWN, stable_id("rule", decision.rule))
                 if found.kind is VerdictKind.DENY:
                     assert table.rules[found.rule_id] == decision.rule

@@ -44,7 +44,7 @@ PASS, CAPTURE, EPERM, ECONNREFUSED = range(4)
 
 CASES = [
     ("a protected connect is captured", {}, CAPTURE, Exit.CAPTURED),
-    ("a verdict to tunnel captures", {"verdict": VerdictKind.TUNNEL}, CAPTURE, Exit.CAPTURED),
+    ("a verdict to tunnel captures", {"verdict": VerdictKind.ALLOW}, CAPTURE, Exit.CAPTURED),
     ("a denied one is refused", {"verdict": VerdictKind.DENY}, EPERM, Exit.DENIED),
     ("one without endpoints is refused", {"verdict": VerdictKind.UNAVAILABLE}, ECONNREFUSED, Exit.UNAVAILABLE),
     ("an unprotected one passes", {"protected": 0}, PASS, Exit.UNPROTECTED),
