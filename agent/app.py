@@ -10,14 +10,17 @@ import json
 import logging
 import os
 import pwd
+import resource
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent import bpfcall, channel, host, privileges, ready
+from agent.audit.writer import Writer
 from agent.certs.issuer import EmbeddedIssuer
 from agent.certs.store import load_host
 from agent.config import Config, load_config
@@ -30,6 +33,7 @@ log = logging.getLogger("underpass")
 BACKLOG = 4096
 BIND_PATIENCE_S = 5.0
 CHANNEL_BYTES = 4 << 20
+_ADD_SEALS, _SEAL_ALL = 1033, 0xF  # include/uapi/linux/fcntl.h: seal, shrink, grow, write
 
 
 class StartError(Exception):
@@ -38,25 +42,53 @@ class StartError(Exception):
 
 def read_config(path: str) -> Config:
     """StartError when it cannot be read; policy.fields.Invalid with every problem when it is wrong."""
+    return load_config(_read_text(path), path)
+
+
+def _read_text(path: str) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(
             f"cannot read the configuration {path}: {getattr(error, 'strerror', None) or error}"
         ) from error
-    return load_config(text, path)
 
 
 # The supervisor
 
 
 def run(config_path: str) -> int:
-    config = read_config(config_path)
+    text = _read_text(config_path)
+    config = load_config(text, config_path)
     _check_host(config)
     _prepare_directories(config)
+    _allow_descriptors()
     with _only_one(config):
         listeners = _listen(config)
-        return _supervise(config, config_path, listeners)
+        return _supervise(config, _Origin(config_path, _keep(text)), listeners)
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Where the configuration came from. `kept` is the text this agent was started with: a role that is restarted must
+    not meet half an edit of the file, nor other settings than its siblings have."""
+
+    path: str
+    kept: int
+
+
+def _keep(text: str) -> int:
+    """In a sealed memory file: every role can read it, and none can change it for the next."""
+    fd = os.memfd_create("underpass-config", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, text.encode())
+    fcntl.fcntl(fd, _ADD_SEALS, _SEAL_ALL)
+    return fd
+
+
+def _allow_descriptors() -> None:
+    """Each connection takes two. The usual soft limit of 1,024 is meant for programs that use select(2)."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _check_host(config: Config) -> None:
@@ -100,16 +132,16 @@ def _prepare_directories(config: Config) -> None:
         for directory in (Path(config.run_dir) / "control", Path(config.state_dir) / "control"):
             directory.mkdir(mode=0o750, exist_ok=True)
             os.chown(directory, account.pw_uid, account.pw_gid)
-        outcomes.touch(mode=0o640)
-        os.chown(outcomes, account.pw_uid, account.pw_gid)
+        Writer(config.outcomes).close()  # root's: whoever takes a proxy over must not reach what is written about him
     except OSError as error:
         raise StartError(f"cannot prepare {error.filename}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def _only_one(config: Config):  # type: ignore[no-untyped-def]
-    path = Path(config.run_dir) / "lock"
-    with path.open("w") as file:
+    # Not for others to read: any descriptor, also a reading one, is enough for flock(2) and to keep us from starting.
+    with os.fdopen(os.open(Path(config.run_dir) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as file:
+        os.fchmod(file.fileno(), 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -122,7 +154,9 @@ def _only_one(config: Config):  # type: ignore[no-untyped-def]
 def _listen(config: Config) -> dict[str, socket.socket]:
     """All listening sockets, made once and kept: a restarted worker finds the same queue."""
     address, port = str(config.tunnel.listen[0]), config.tunnel.listen[1]
-    wanted = {"capture4": ("127.0.0.1", config.capture.port), "tunnel": (address, port)}
+    # The admin port too: a process that takes it while control restarts would keep control from ever coming back.
+    admin = str(config.admin.listen[0]), config.admin.listen[1]
+    wanted = {"capture4": ("127.0.0.1", config.capture.port), "tunnel": (address, port), "admin": admin}
     if _has_ipv6():
         wanted["capture6"] = ("::1", config.capture.port)
     deadline = time.monotonic() + BIND_PATIENCE_S
@@ -161,8 +195,8 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _supervise(config: Config, config_path: str, listeners: dict[str, socket.socket]) -> int:
-    supervisor = Supervisor(config.run_dir, lambda name, needs: _spawn(name, needs, config_path), _tell_ready)
+def _supervise(config: Config, origin: _Origin, listeners: dict[str, socket.socket]) -> int:
+    supervisor = Supervisor(config.run_dir, lambda name, needs: _spawn(name, needs, origin), _tell_ready)
     supervisor.catch_signals()
     channels = _Channels()
     workers = [f"proxy-{number}" for number in range(config.workers or os.cpu_count() or 1)]
@@ -174,7 +208,7 @@ def _supervise(config: Config, config_path: str, listeners: dict[str, socket.soc
         supervisor.stop(0)
         return 0
     maps = {name: bpfcall.get(f"{config.bpffs}/{name}") for name in ("socket_flows", "refusals", "closes", "exits")}
-    _add_control(supervisor, channels, workers, maps)
+    _add_control(supervisor, channels, workers, maps, listeners.pop("admin"))
     for name in workers:
         _add_proxy(supervisor, channels, name, maps, listeners)
     supervisor.run()
@@ -209,7 +243,9 @@ class _Channels:
         return self._pairs[name]
 
 
-def _add_control(supervisor: Supervisor, channels: _Channels, workers: list[str], maps: Mapping[str, int]) -> None:
+def _add_control(
+    supervisor: Supervisor, channels: _Channels, workers: list[str], maps: Mapping[str, int], admin: socket.socket
+) -> None:
     status, ours = channels.ends("status:control")
     orders = {f"orders:{name}": channels.near(f"orders:{name}") for name in ["hooks", *workers]}
     needs = {
@@ -218,6 +254,7 @@ def _add_control(supervisor: Supervisor, channels: _Channels, workers: list[str]
         "refusals": maps["refusals"],
         "closes": maps["closes"],
         "exits": maps["exits"],
+        "admin": admin.detach(),
     }
     supervisor.add("control", {**needs, **orders}, ours)
 
@@ -234,9 +271,12 @@ def _add_proxy(
     supervisor.add(name, needs, ours)
 
 
-def _spawn(name: str, needs: Mapping[str, int], config_path: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "agent", "role", name, "-c", config_path, "--fds", json.dumps(needs)]
-    return subprocess.Popen(command, pass_fds=tuple(needs.values()), stdin=subprocess.DEVNULL)
+def _spawn(name: str, needs: Mapping[str, int], origin: _Origin) -> subprocess.Popen[bytes]:
+    given = {**needs, "config": origin.kept}
+    # -P: without it Python looks for modules in the current directory first, and that may be anybody's.
+    command = [sys.executable, "-P", "-m", "agent", "role", name, "-c", origin.path, "--fds", json.dumps(given)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(command, pass_fds=tuple(given.values()), stdin=subprocess.DEVNULL, env=environment)
 
 
 def _tell_ready() -> None:
@@ -248,7 +288,17 @@ def _tell_ready() -> None:
 
 def run_role(name: str, config_path: str, fds: dict[str, int]) -> int:
     """In its own process, with the descriptors the supervisor passed; gives up its privileges before anything else."""
-    config = read_config(config_path)
+    try:
+        return _run_role(name, config_path, fds)
+    except (OSError, ValueError) as error:  # for `underpass status`; the log gets it too
+        with socket.socket(fileno=os.dup(fds["status"])) as status:
+            channel.send(status, {"type": "problem", "text": str(error)})
+        raise
+
+
+def _run_role(name: str, config_path: str, fds: dict[str, int]) -> int:
+    kept = fds["config"]
+    config = load_config(os.pread(kept, os.fstat(kept).st_size, 0).decode(), config_path)
     rules = with_uids(config.identities, _uids(config.identities))
     if name == "hooks":
         return _run_hooks(config, fds)
@@ -260,21 +310,23 @@ def run_role(name: str, config_path: str, fds: dict[str, int]) -> int:
 def _run_hooks(config: Config, fds: dict[str, int]) -> int:
     from agent.hooks import role  # only here: no other role may carry what it imports
 
+    privileges.drop_to(privileges.HOOKS)
     who = [_socket(fd) for key, fd in fds.items() if key.startswith("who:")]
     return role.main(config, _socket(fds["status"]), _socket(fds["orders"]), who)
 
 
 def _run_control(config: Config, fds: dict[str, int]) -> int:
-    from agent.audit.writer import Writer
     from agent.control.role import Control, Inherited
 
     authority = load_host(Path(config.ca), config.host, config.trust_domain, time.time())
+    writer = Writer(config.outcomes)
     privileges.become(config.user)
     orders = {key.removeprefix("orders:"): _socket(fd) for key, fd in fds.items() if key.startswith("orders:")}
     rings = fds["refusals"], fds["closes"]
-    inherited = Inherited(_socket(fds["status"]), orders, _socket(fds["outcomes"]), *rings, fds["exits"])
+    status, outcomes, admin = (_socket(fds[key]) for key in ("status", "outcomes", "admin"))
+    inherited = Inherited(status, orders, outcomes, *rings, fds["exits"], admin)
     issuer = EmbeddedIssuer(authority, config.leaf_lifetime)
-    control = Control(config, issuer, authority.roots_pem, inherited, Writer(config.outcomes))
+    control = Control(config, issuer, authority.roots_pem, inherited, writer)
     return asyncio.run(control.run())
 
 
@@ -292,7 +344,7 @@ def _run_proxy(config: Config, rules: tuple[IdentityRule, ...], fds: dict[str, i
     )  # fmt: skip
     proxy = worker.Worker(config, rules, lambda: _executables(rules), inherited)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: proxy.drain())
+        signal.signal(number, lambda _number, _frame: proxy.drain_soon())
     return proxy.run()
 
 

@@ -37,6 +37,12 @@ class Routes:
         for service in directory.services.values():
             for address in service.captured:
                 self._by_address[address].append(service)
+        self._hosts: dict[IPAddress, set[str]] = defaultdict(set)
+        for host in directory.hosts.values():
+            self._hosts[host.tunnel[0]].add(host.name)
+        for service in directory.services.values():
+            for endpoint in service.endpoints:
+                self._hosts[endpoint.address].add(endpoint.host)
 
     def to(self, address: IPAddress, port: int) -> Route | NoRoute:
         """The route for an application that dialled `address`:`port`. Endpoints behind a virtual address take turns."""
@@ -52,6 +58,10 @@ class Routes:
         endpoint = choices[next(self._turn) % len(choices)]
         tunnel = self._directory.hosts[endpoint.host].tunnel
         return Route(service, endpoint, service.identity(endpoint, self._trust_domain), tunnel)
+
+    def hosts_of(self, address: IPAddress) -> frozenset[str]:
+        """The hosts that are known to have this address; none for an address that the directory does not mention."""
+        return frozenset(self._hosts.get(address, ()))
 
     def here(self, destination: SpiffeId, service_name: str, address: IPAddress, port: int) -> Route | NoRoute:
         """On the destination's own host: is this service, under this address, served here by this identity?"""

@@ -191,7 +191,7 @@ class Supervisor:
         self._was_ready = ready
 
     def _tell_reload(self) -> None:
-        """A control that is not ready yet may not have its handler yet, would die of it, and reads everything anyway."""
+        """A control that is not ready may have no handler yet and would die of it; it reads everything anyway."""
         control = self._roles.get("control")
         if control is not None and control.ready:
             self._signal("control", signal.SIGHUP)
@@ -201,7 +201,7 @@ class Supervisor:
             runstate.write(self._run_dir, os.getpid(), states)
         except OSError as error:
             if not self._unwritten:
-                log.error("cannot write to %s: %s; status is out of date until it can be", self._run_dir, error.strerror)
+                log.error("cannot write to %s: %s; status is out of date meanwhile", self._run_dir, error.strerror)
             self._unwritten = True  # and tried again in the next turn
         else:
             self._published, self._unwritten = states, False

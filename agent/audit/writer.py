@@ -9,10 +9,12 @@ from typing import Any
 
 
 class Writer:
-    """`lost` counts lines that could not be written; the next line that can be says so itself (`lines_lost_before`)."""
+    """Made while still root, so that of the roles without privileges only this process can write. `lost` counts lines
+    that could not be written; the next line that can be says so itself (`lines_lost_before`)."""
 
     def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        self._torn = False
         self.written = 0
         self.lost = 0
         self._lost_unsaid = 0
@@ -20,7 +22,8 @@ class Writer:
     def write(self, fields: Mapping[str, Any]) -> None:
         said = self._lost_unsaid
         line = json.dumps({**fields, "lines_lost_before": said} if said else fields, separators=(",", ":")) + "\n"
-        data = line.encode()
+        # A torn line is ended before the next begins: that one must stay readable.
+        data = b"\n" * self._torn + line.encode()
         try:
             size = os.write(self._fd, data)
         except OSError:
@@ -28,17 +31,11 @@ class Writer:
         if size == len(data):
             self.written += 1
             self._lost_unsaid -= said
+            self._torn = False
         else:
-            if size:  # a disk that filled up in the middle: end the torn line, so that the next one stays readable
-                self._end_line()
+            self._torn = size > self._torn if size else self._torn  # a disk that filled up in the middle
             self.lost += 1
             self._lost_unsaid += 1
-
-    def _end_line(self) -> None:
-        try:
-            os.write(self._fd, b"\n")
-        except OSError:
-            return  # the torn line is counted as lost either way
 
     def close(self) -> None:
         os.close(self._fd)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent import channel, runstate
+from agent import channel, host, runstate
 from agent.admin.server import AdminServer
 from agent.audit.writer import Writer
 from agent.bpfcall import Map
@@ -29,6 +29,7 @@ from agent.ring import Ring
 from agent.route import Routes
 from agent.snapshot import Snapshot, encode
 from policy.compile import Table
+from policy.fields import Invalid
 from policy.identity import SpiffeId
 
 log = logging.getLogger("underpass.control")
@@ -50,6 +51,7 @@ class Inherited:
     refusals: int
     closes: int
     exits: int
+    admin: socket.socket  # listening
 
 
 class Control:
@@ -58,7 +60,7 @@ class Control:
         self._given = inherited
         self._writer = writer
         self._roots = roots_pem.decode()
-        self._metrics = Metrics()
+        self._metrics = Metrics(config.report_open_every)
         names = dict.fromkeys(rule.application for rule in config.identities)
         self._identities = [SpiffeId(config.trust_domain, config.host, name) for name in names]
         self._leaves = Leaves(issuer, self._identities, log.error)
@@ -73,6 +75,7 @@ class Control:
         self._behind: set[str] = set()  # roles that have not got the current snapshot yet
         self._ready_told = False
         self._problem = ""
+        self._reloads = {"success": 0, "failure": 0}
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -81,8 +84,7 @@ class Control:
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._tick)
         server = AdminServer(self._status, self._render, CONTENT_TYPE)
-        address = self._config.admin.listen
-        await server.start((str(address[0]), address[1]), f"{self._config.run_dir}/control/admin.sock")
+        await server.start(self._given.admin, f"{self._config.run_dir}/control/admin.sock")
         self._read_when_ready(loop, self._given.outcomes, self._outcomes)
         self._read_when_ready(loop, self._given.status, self._from_supervisor)
         for name, orders in self._given.orders.items():
@@ -116,7 +118,6 @@ class Control:
         self._reload()
         if self._leaves.renew(time.time()) or self._snapshot is None:
             self._replace()
-        self._metrics.rotations.labels("success").inc(0)
         self._hand_out()
         channel.send(self._given.status, {"type": "beat"})
         if self._snapshot is not None and not self._ready_told:
@@ -129,18 +130,33 @@ class Control:
                 return
             self._seen = texts
             self._accept(texts)
-            lastgood.save(self._last_good, texts)
         except (OSError, ValueError) as error:
-            self._report_problem(sources.problem_line(error))
-            if self._texts is None:
-                self._fall_back()
+            if not isinstance(error, Invalid):
+                self._seen = None  # it could not be read; once it can be again, it counts as new
+            self._reject(sources.problem_line(error))
         else:
             self._problem = ""
+            self._keep_on_disk(texts)
+
+    def _keep_on_disk(self, texts: sources.Texts) -> None:
+        try:
+            lastgood.save(self._last_good, texts)
+        except OSError as error:
+            log.error("cannot keep the last good policy in %s: %s", self._last_good, error.strerror)
+
+    def _reject(self, problem: str) -> None:
+        if self._texts is None:
+            self._fall_back()
+        if problem != self._problem:
+            self._problem = problem
+            self._reloads["failure"] += 1
+            kept = "the last good one stays in force" if self._texts else "nothing is allowed until it is mended"
+            log.error("%s; %s", problem, kept)
 
     def _accept(self, texts: sources.Texts) -> None:
         self._compiled = sources.compiled(texts, self._config.trust_domain, self._identities)
         self._texts = texts
-        self._metrics.reloads.labels("success").inc()
+        self._reloads["success"] += 1
         self._replace()
 
     def _fall_back(self) -> None:
@@ -149,16 +165,9 @@ class Control:
             return
         try:
             self._accept(texts)
-            log.error("started with the last good policy and services, kept in %s", self._last_good)
+            log.warning("started with the last good policy and services, kept in %s", self._last_good)
         except ValueError as error:
             log.error("%s is not usable: %s", self._last_good, error)
-
-    def _report_problem(self, problem: str) -> None:
-        if problem != self._problem:
-            self._problem = problem
-            self._metrics.reloads.labels("failure").inc()
-            kept = "the last good one stays in force" if self._texts else "nothing is allowed until it is mended"
-            log.error("%s; %s", problem, kept)
 
     def _replace(self) -> None:
         """A new generation from what is known now; without policy and services there is none, and nobody gets in."""
@@ -237,8 +246,30 @@ class Control:
         }
 
     def _render(self) -> bytes:
+        metrics, leaves = self._metrics, self._leaves
+        metrics.total("kernel_exits", "Ways out of the kernel programs.", "exit", self._exit_totals())
+        lines = {"written": self._writer.written, "lost": self._writer.lost}
+        metrics.total("audit_lines", "Outcome lines, by fate.", "fate", lines)
+        metrics.total(
+            "leaf_rotations", "Leaf certificates.", "result", {"success": leaves.issued, "failure": leaves.failures}
+        )
+        metrics.total("policy_reloads", "Reloads of policy and services.", "result", self._reloads)
+        self._measure_roles()
+        return metrics.render()
+
+    def _exit_totals(self) -> dict[str, float]:
+        totals: dict[str, float] = {}
         for exit_ in Exit:
             raw = self._exits.lookup(int(exit_).to_bytes(4, "little")) or b""
-            total = sum(int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8))
-            self._metrics.exits.labels(exit_.name.lower()).set(total)
-        return self._metrics.render()
+            totals[exit_.name.lower()] = sum(int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8))
+        return totals
+
+    def _measure_roles(self) -> None:
+        roles = runstate.read(self._config.run_dir)["roles"]
+        usages = {name: host.usage(role["pid"]) for name, role in roles.items() if role["pid"]}
+        known = {name: usage for name, usage in usages.items() if usage is not None}
+        self._metrics.total(
+            "role_cpu_seconds", "CPU time of each process.", "role", {name: cpu for name, (_, cpu) in known.items()}
+        )
+        for name, (resident, _) in known.items():
+            self._metrics.resident.labels(name).set(resident)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from agent import bpfcall, host, netlink, records
 from agent.config import Config
-from agent.hooks import local, tables
+from agent.hooks import local, revoke, tables
 from agent.identity import Caller, IdentityRule, identify, with_uids
 from agent.records import Address
 from agent.snapshot import Snapshot
 from policy.compile import Table
 from policy.identity import SpiffeId
+from policy.model import Policy
 
 _ZERO = bytes(4)
 
@@ -21,6 +22,8 @@ class Filler:
         self._config = config
         self._rules: tuple[IdentityRule, ...] = ()
         self._table: Table | None = None
+        self._policy: Policy | None = None
+        self._replaced: tuple[Table | None, Policy | None] = (None, None)  # and not yet looked at by cut()
         self._cgroups: Mapping[int, str] = {}
         self._callers: dict[int, tables.Entries] = {}  # by cgroup
         self._sources: dict[Address, Address | None] = {}
@@ -40,16 +43,30 @@ class Filler:
     def take(self, snapshot: Snapshot) -> list[str]:
         """Apply a snapshot; remarks. Raises Invalid or Problem, and then everything stays as it was."""
         before = self._rules, self._table, self._callers, self._sources, self._local
+        policy = tables.read_policy(snapshot)
         try:
             self._rules = _rules(self._config)
             self._table = tables.read_snapshot(snapshot, self._config.host, self._config.trust_domain, self._rules)
             self._sources = _sources(self._table)
             self._callers = {}
             self._local = frozenset()  # until all that is new is in place, and then only what look() finds
-            return self.write()
+            remarks = self.write()
+            self._replaced, self._policy = (before[1], self._policy), policy
+            return remarks
         except BaseException:
             self._rules, self._table, self._callers, self._sources, self._local = before
             raise
+
+    def cut(self) -> int:
+        """End the direct connections that the policy taken last does not allow any more; how many. To be called after
+        the tables are written: whoever was cut and dials again is refused. OSError when the kernel cannot."""
+        (table, policy), self._replaced = self._replaced, (None, None)
+        if table is None or policy == self._policy:
+            return 0
+        connections = netlink.sockets(netlink.CONNECTED)
+        domain = self._config.trust_domain
+        found = revoke.revoked(connections, table, policy, self._policy, domain, self._identity)
+        return sum(map(netlink.destroy, found))
 
     def see(self, cgroups: Mapping[int, str]) -> bool:
         """Whether a cgroup came or went since the last time."""

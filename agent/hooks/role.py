@@ -197,6 +197,7 @@ class Role:
                     self._say(remark)
                 self._allow_attaching()
             self._look_at_listeners()
+            self._cut()
         except (Invalid, ValueError, KeyError, TypeError, IndexError) as error:
             self._say(f"snapshot refused, the one before stays: {error}")
 
@@ -232,6 +233,13 @@ class Role:
             if self._filler.look():
                 self._write_tables()
             self._filler.renew()
+
+    def _cut(self) -> None:
+        with self._telling():
+            cut = self._filler.cut()
+            if cut:
+                text = f"{cut} direct connections cut: the policy does not allow them any more"
+                channel.send(self._status, {"type": "note", "text": text})
 
     def _read_changes(self, changes: socket.socket) -> None:
         """An address has come or gone: one that is not ours any more must not be dialled directly."""

@@ -15,6 +15,7 @@ from agent.snapshot import Snapshot
 from policy.compile import Table, VerdictKind, compile_table
 from policy.identity import SpiffeId
 from policy.load import load_directory, load_policies
+from policy.model import Policy
 
 Entries = dict[bytes, bytes]
 
@@ -33,9 +34,14 @@ class Content:
     verdicts: Entries
 
 
+def read_policy(snapshot: Snapshot) -> Policy:
+    """Raises policy.fields.Invalid."""
+    return load_policies(snapshot.policies)
+
+
 def read_snapshot(snapshot: Snapshot, host: str, trust_domain: str, rules: Sequence[IdentityRule]) -> Table:
     """Raises policy.fields.Invalid with everything that is wrong in the snapshot."""
-    policy = load_policies(snapshot.policies)
+    policy = read_policy(snapshot)
     directory = load_directory(snapshot.services[1], snapshot.services[0])
     applications = dict.fromkeys(rule.application for rule in rules)
     identities = [SpiffeId(trust_domain, host, application) for application in applications]

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from ipaddress import IPv4Address, ip_address
 
 from agent.identity import Caller, identify
 from agent.outcome import Event, Outcome, Side, socket_text
@@ -28,6 +29,8 @@ from agent.tunnel.opening import Opening
 from policy.evaluate import decide
 from policy.model import Decision, Request, Verdict
 
+_BROADCAST = IPv4Address("255.255.255.255")
+MAX_BAD_OPENS = 8  # on one tunnel: a few tell the other operator why, more are a flood of audit lines
 MAX_HOPS = 3  # more proxies than any honest path has: a loop
 
 
@@ -37,6 +40,7 @@ class Destination:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._stream: DestinationStream | None = None
+        self._bad_opens = 0
 
     def received(self, link: Link, events: Events) -> None:
         for at, event in enumerate(events):
@@ -47,6 +51,10 @@ class Destination:
             if event[0] == ev.MUST_REFUSE:
                 link.send(link.tunnel.refused(event[1]))
                 self._shared.report(reject(self._shared, f"bad_open: {event[1].text}", str(link.peer.uri)))
+                self._bad_opens += 1
+                if self._bad_opens >= MAX_BAD_OPENS:
+                    link.close("too many bad opens")
+                    return
             elif event[0] == ev.PING:
                 link.send(link.tunnel.pong(event[1]))
             elif event[0] == ev.VIOLATION:
@@ -112,12 +120,30 @@ class DestinationStream:
         if isinstance(route, NoRoute):
             return self._deny(RefusedReason.WRONG_DESTINATION, route.reason)
         self._route = route
+        problem = self._client_problem(route)
+        if problem:
+            return self._deny(RefusedReason.NO_IDENTITY, problem)
         decision = self._decide(self._shared.state)
         self._note(decision)
         if decision.verdict is Verdict.DENY:
             # The rule's name stays here: the source learns that it was denied, not how our policy is built.
             return Refusal(RefusedReason.DENIED)
         return None
+
+    def _client_problem(self, route: Route) -> str:
+        """The application will see the client's address and may trust it, so a host cannot name any it likes: none that
+        exists inside every host only, and none that is another host's. The rest is the word of a proven host."""
+        client, link = self._opening.source[0], self._link
+        inside = client.is_loopback and not ip_address(link.local_address()).is_loopback
+        if inside or client.is_unspecified or client.is_multicast or client.is_link_local or client == _BROADCAST:
+            return f"client address {client} is none that a host has toward others"
+        owners = self._shared.state.routes.hosts_of(client)
+        if owners and link.peer.host not in owners:
+            return f"client address {client} is one of host {min(owners)}"
+        if client.version > route.endpoint.address.version:
+            # The kernel could not show it: the application would see us, at an address of its own host.
+            return f"client address {client} cannot be shown to a server on IPv4"
+        return ""
 
     def _deny(self, reason: RefusedReason, text: str) -> Refusal:
         self._draft.verdict, self._draft.reason = "deny", f"{reason.name.lower()}: {text}"
@@ -149,6 +175,13 @@ class DestinationStream:
     def _listener_known(self, owners: list[Caller] | None) -> None:
         if self._done:
             return
+        try:
+            self._judge_listener(owners)
+        except Exception:  # told by whoever called; but nobody else would ever answer this OPEN
+            self.shut("defect in the proxy")
+            raise
+
+    def _judge_listener(self, owners: list[Caller] | None) -> None:
         if owners == []:
             self._dial_failed(errno.ECONNREFUSED)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -68,6 +69,8 @@ class Handshake:
         self._done = done
         self._server_name = server_name
         self._tls: ssl.SSLSocket | None = None
+        self._fd = sock.fileno()  # kept, because a wrapping that fails closes the socket itself
+        self._ended = False
         self._timer = loop.after(timeout, lambda: self._fail("timeout", f"no handshake within {timeout:g} s"))
         loop.watch(sock.fileno(), READ if server_name is None else WRITE, self._ready)
 
@@ -118,6 +121,7 @@ class Handshake:
             self._fail(peer.reason.value, peer.detail)
             return
         self._timer.cancel()
+        self._ended = True
         self._loop.forget(tls.fileno())
         cipher = tls.cipher()
         certificate = tls.getpeercert() or {}
@@ -126,8 +130,10 @@ class Handshake:
 
     def _fail(self, reason: str, detail: str) -> None:
         self._timer.cancel()
-        if self._socket.fileno() < 0:
+        if self._ended:
             return
-        self._loop.forget(self._socket.fileno())
+        self._ended = True
+        with contextlib.suppress(OSError):
+            self._loop.forget(self._fd)
         self._socket.close()
         self._done(Failure(reason, detail))

@@ -7,14 +7,19 @@ import socket
 import ssl
 import struct
 import time
+from array import array
 from collections import deque
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from agent.outcome import Tls
 from agent.proxy.loop import READ, WRITE, Loop
 from agent.tunnel.events import Events
 from agent.tunnel.stream import Tunnel
 from policy.identity import SpiffeId
+
+if TYPE_CHECKING:
+    from agent.proxy._engine import Lane
+    from agent.proxy.relay import Relay
 
 BUFFER_BYTES = 64 * 1024
 RECORD_BYTES = 16 * 1024  # a read that fills a TLS record suggests that more records wait
@@ -39,8 +44,8 @@ class Link:
     """`send` may hold back what the socket does not take; the caller then stops until `drained`."""
 
     __slots__ = (
-        "_buffer", "_events", "_held", "_loop", "_paused", "_tls", "_view", "closed", "generation", "idle_since",
-        "local", "owner", "peer", "tls_info", "tunnel",
+        "_buffer", "_events", "_held", "_lane", "_loop", "_paused", "_tls", "_view", "closed", "generation",
+        "idle_since", "local", "owner", "peer", "tls_info", "tunnel",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +59,7 @@ class Link:
         self._held: deque[bytes] = deque()
         self._paused = False
         self._events = READ
+        self._lane = loop.lane(tls)  # if any, OpenSSL reads ahead: then it may hold what epoll does not know of
         self.tunnel = tunnel
         self.local = local
         self.peer = peer
@@ -72,15 +78,36 @@ class Link:
         try:
             self._tls.write(data)  # whole or not at all: Python leaves SSL_MODE_ENABLE_PARTIAL_WRITE off
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            # OpenSSL wants the same bytes again; it accepts them from another place (ACCEPT_MOVING_WRITE_BUFFER).
-            self._held.append(bytes(data))
-            self._want(self._events | WRITE)
+            self.hold(bytes(data))
             return False
         except (OSError, ValueError) as error:
             reason = _text(error)
             self._loop.after(0, lambda: self.close(reason))  # not inside the caller's own step
             return False
         return True
+
+    def hold(self, frame: bytes) -> None:
+        """OpenSSL could not write it and wants the same bytes again; it accepts them from another place
+        (SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER)."""
+        self._held.append(frame)
+        self._tell_lane()
+        self._want(self._events | WRITE)
+
+    def begin_lane(
+        self, app_fd: int, relay: Relay, moved: array[int], costs: array[int], is_source: bool
+    ) -> Lane | None:
+        """From here on plain DATA passes without us, where the engine runs."""
+        if self._lane is not None:
+            self._lane.begin(app_fd, relay, self, moved, costs, is_source)
+            self._tell_lane()
+        return self._lane
+
+    def take(self, data: bytes) -> None:
+        """What the engine read and left to us, and then whatever OpenSSL holds."""
+        if data and not self.closed:
+            self._received(memoryview(data))
+        if not self._paused:
+            self._read()
 
     def pause(self) -> None:
         """Read no more: the other side of the relay does not keep up."""
@@ -91,7 +118,7 @@ class Link:
         if self._paused and not self.closed:
             self._paused = False
             self._want(self._events | READ)
-            if self._tls.pending():
+            if self._waiting():
                 self._loop.after(0, self._read)  # bytes inside OpenSSL wake nobody
 
     def close(self, reason: str) -> None:
@@ -136,6 +163,7 @@ class Link:
                 self.close(_text(error))
                 return
             self._held.popleft()
+        self._tell_lane()
         self._want(self._events & ~WRITE)
         self.owner.drained(self)
 
@@ -153,9 +181,30 @@ class Link:
             if not size:
                 self.close("the peer closed the tunnel")
                 return
-            self.owner.received(self, self.tunnel.receive(self._view[:size]))
-            if self._paused or (size < RECORD_BYTES and not self._tls.pending()):
+            self._received(self._view[:size])
+            if self._paused or (size < RECORD_BYTES and not self._waiting()):
                 return
+        if self._waiting() and not self.closed:
+            self._loop.after(0, self._read)
+
+    def _received(self, data: memoryview) -> None:
+        self.owner.received(self, self.tunnel.receive(data))
+        self._tell_lane()
+
+    def _waiting(self) -> bool:
+        """Whether OpenSSL holds bytes; of what it read ahead, perhaps only part of a record."""
+        return self._lane.waiting() if self._lane is not None else self._tls.pending() > 0
+
+    def _tell_lane(self) -> None:
+        if self._lane is not None:
+            self._lane.sends = not self._held
+            self._lane.receives = _expects_data(self.tunnel)
+
+
+def _expects_data(tunnel: Tunnel) -> bool:
+    """Whether the next byte begins a frame, and DATA is wanted."""
+    decoder = tunnel._decoder
+    return tunnel._flowing and not decoder._data_left and not decoder.buffered
 
 
 def _text(error: Exception) -> str:

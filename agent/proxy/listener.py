@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 from collections.abc import Callable
 
 from agent.proxy.loop import EXCLUSIVE, READ, Loop
+from agent.proxy.reserve import Reserve
 
-ACCEPTS_PER_WAKE = 64  # bounded, so that a connect storm cannot starve the relays of this worker
+ACCEPTS_PER_WAKE = 1  # more, and one worker takes a whole burst; and a storm must not starve its relays
 BACK_OFF_S = 0.1
+
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 Accepted = Callable[[socket.socket], None]
 
@@ -24,7 +26,7 @@ class Listener:
         self._socket = sock
         self._accepted = accepted
         self._exhausted = exhausted
-        self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._reserve = Reserve()
         self._open = True
         self._watch()
 
@@ -34,6 +36,7 @@ class Listener:
             self._open = False
             self._loop.forget(self._socket.fileno())
             self._socket.close()
+            self._reserve.close()
 
     def _watch(self) -> None:
         # Exclusive: one connection wakes one worker, not all of them.
@@ -47,9 +50,9 @@ class Listener:
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    raise
-                self._refuse_one()
+                # Anything else is an error of the one connection that was to be accepted (accept(2), "Error handling").
+                if error.errno in _NO_DESCRIPTOR:
+                    self._refuse_one()
                 return
             sock.setblocking(False)
             self._accepted(sock)
@@ -57,10 +60,8 @@ class Listener:
     def _refuse_one(self) -> None:
         """Give the reserve descriptor up for one accept, so that a waiting client is refused instead of left hanging;
         then pause, because level-triggered epoll would spin."""
-        os.close(self._reserve)
-        with contextlib.suppress(OSError):  # another worker took it, or the reserve went elsewhere: then pause only
+        with self._reserve.lent(), contextlib.suppress(OSError):  # another worker took it: then pause only
             self._socket.accept()[0].close()
-        self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._exhausted()
         self._loop.forget(self._socket.fileno())
         self._loop.after(BACK_OFF_S, self._watch)

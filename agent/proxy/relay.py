@@ -9,11 +9,12 @@ import contextlib
 import socket
 import struct
 import time
+from array import array
 from collections.abc import Callable, Sequence
 
 from agent.proxy.latency import AddedLatency
 from agent.proxy.link import Link
-from agent.proxy.loop import BROKEN, READ, WRITE, Loop
+from agent.proxy.loop import EDGE, ERROR, HANGUP, READ, WRITE, Loop
 from agent.tunnel import events as ev
 from agent.tunnel.events import Event, Events
 from agent.tunnel.frames import HEADER_BYTES, RECORD_DATA, ResetReason, data_header_into
@@ -26,6 +27,7 @@ Released = Callable[[Link, Sequence[Event]], None]
 Finished = Callable[[str], None]
 
 CLOSE_ENDED = "ended"
+FROM_APP, TO_APP = 0, 1
 
 
 def abort(sock: socket.socket) -> None:
@@ -45,15 +47,15 @@ class Relay:
         "_buffer",
         "_finished",
         "_forward",
+        "_lane",
         "_link",
         "_loop",
+        "_moved",
         "_peer_ended",
         "_pending",
         "_released",
         "_view",
-        "from_app",
         "latency",
-        "to_app",
     )  # fmt: skip
 
     def __init__(
@@ -71,11 +73,19 @@ class Relay:
         self._pending = bytearray()  # for the application, which does not take it now
         self._peer_ended = False
         self._app_events = READ
-        self.from_app = 0
-        self.to_app = 0
+        self._moved = array("q", (0, 0))
         self.latency = AddedLatency()
         link.owner = self
         loop.watch(app.fileno(), READ, self._app_ready)
+        self._lane = link.begin_lane(app.fileno(), self, self._moved, self.latency.cells, is_source)
+
+    @property
+    def from_app(self) -> int:
+        return self._moved[FROM_APP]
+
+    @property
+    def to_app(self) -> int:
+        return self._moved[TO_APP]
 
     @property
     def link(self) -> Link | None:
@@ -94,6 +104,37 @@ class Relay:
         self._close_app(close_reason, orderly=False)
         self._settle()
 
+    # What is found, here or by the engine
+
+    def app_ended(self, _detail: int = 0) -> None:
+        link = self._link
+        if link is None or self._app.fileno() < 0:
+            return
+        self._want(self._app_events & ~READ)
+        if link.tunnel.can_send:
+            link.send(link.tunnel.eof())
+        self._settle()
+
+    def app_lost(self, _errno: int = 0) -> None:
+        if self._app.fileno() >= 0:
+            self.reset(ResetReason.APPLICATION, "reset by the application")
+
+    def app_full(self, rest: bytes | memoryview) -> None:
+        """The application takes no more now: keep the rest, and stop reading the tunnel."""
+        if self._app.fileno() < 0:
+            return
+        self._pending += rest
+        self._want(self._app_events | WRITE)
+        self._tell_lane()
+        if self._link is not None:
+            self._link.pause()
+
+    def tunnel_full(self, frame: bytes) -> None:
+        """The tunnel takes no more now: it keeps the frame, and the application is not read."""
+        if self._link is not None:
+            self._link.hold(frame)
+            self._want(self._app_events & ~READ)
+
     # The application's side
 
     def _app_ready(self, mask: int) -> None:
@@ -101,8 +142,11 @@ class Relay:
             self._flush_app()
         if mask & READ and self._app_events & READ:
             self._read_app()
-        elif mask & BROKEN and self._app.fileno() >= 0:
-            self.reset(ResetReason.APPLICATION, "reset by the application")
+        elif mask & ERROR:
+            self.app_lost()
+        elif mask & HANGUP and not self._app_events & READ and self._app.fileno() >= 0:
+            # An orderly end that we have yet to read up to, once the tunnel takes more; until then told only once.
+            self._loop.change(self._app.fileno(), self._app_events | EDGE)
 
     def _read_app(self) -> None:
         link = self._link
@@ -113,26 +157,20 @@ class Relay:
         except BlockingIOError:
             return
         except OSError:
-            self.reset(ResetReason.APPLICATION, "reset by the application")
+            self.app_lost()
             return
         if not size:
-            self._end_of_app(link)
+            self.app_ended()
             return
         data_header_into(self._buffer, size)
         written = link.send(self._view[: HEADER_BYTES + size])
-        self.from_app += size
+        self._moved[FROM_APP] += size
         self._cost(self._forward)
         if not written:
             self._want(self._app_events & ~READ)
 
-    def _end_of_app(self, link: Link) -> None:
-        self._want(self._app_events & ~READ)
-        if link.tunnel.can_send:
-            link.send(link.tunnel.eof())
-        self._settle()
-
     def _to_app(self, data: memoryview) -> None:
-        self.to_app += len(data)
+        self._moved[TO_APP] += len(data)
         if self._pending:
             self._pending += data
             return
@@ -141,13 +179,10 @@ class Relay:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.reset(ResetReason.APPLICATION, "reset by the application")
+            self.app_lost()
             return
         if sent < len(data):
-            self._pending += data[sent:]
-            self._want(self._app_events | WRITE)
-            if self._link is not None:
-                self._link.pause()
+            self.app_full(data[sent:])
         self._cost(not self._forward)
 
     def _flush_app(self) -> None:
@@ -156,11 +191,12 @@ class Relay:
         except BlockingIOError:
             return
         except OSError:
-            self.reset(ResetReason.APPLICATION, "reset by the application")
+            self.app_lost()
             return
         del self._pending[:sent]
         if self._pending:
             return
+        self._tell_lane()
         self._want(self._app_events & ~WRITE)
         if self._peer_ended:
             self._shutdown_app()
@@ -177,6 +213,12 @@ class Relay:
         if events != self._app_events and self._app.fileno() >= 0:
             self._app_events = events
             self._loop.change(self._app.fileno(), events)
+            self._tell_lane()
+
+    def _tell_lane(self) -> None:
+        if self._lane is not None:
+            self._lane.app_in = bool(self._app_events & READ)
+            self._lane.app_out = not self._pending
 
     def _cost(self, is_request: bool) -> None:
         cost = time.monotonic_ns() - self._loop.woke_ns
@@ -234,15 +276,22 @@ class Relay:
 
     def _release(self, link: Link, rest: Sequence[Event]) -> None:
         """Both sides have sent their last frame; `rest` may already be the next OPEN."""
+        self._end_lane()
         self._link = None
         if not self._pending:
             self._close_app(CLOSE_ENDED, orderly=True)
         link.resume()
         self._released(link, rest)
 
+    def _end_lane(self) -> None:
+        if self._lane is not None:
+            self._lane.end()
+            self._lane = None  # the link's next stream has it
+
     def _close_app(self, reason: str, orderly: bool) -> None:
         if self._app.fileno() < 0:
             return
+        self._end_lane()
         self._loop.forget(self._app.fileno())
         if orderly:
             self._app.close()

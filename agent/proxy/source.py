@@ -65,6 +65,13 @@ class SourceStream:
         self._shared.who.ask(flow, self._known)
 
     def _known(self, caller: Caller | None) -> None:
+        try:
+            self._judge(caller)
+        except Exception:  # told by whoever called; but nobody else would ever end this connection
+            self.shut("defect in the proxy")
+            raise
+
+    def _judge(self, caller: Caller | None) -> None:
         shared, flow = self._shared, self._flow
         assert flow is not None
         route = shared.state.routes.to(flow.original, flow.original_port)
@@ -178,6 +185,8 @@ class SourceStream:
                 self._stop_timer()
                 self._draft.link = None
                 self._pool.give(self._key(), link)
+                if events[at + 1 :] and not link.closed:  # one may be a violation: that tunnel must not be used again
+                    link.owner.received(link, events[at + 1 :])
                 self._fail(f"refused by the destination: {event[1].reason.name.lower()} {event[1].text}".rstrip())
                 return
             if event[0] == ev.PING:

@@ -27,8 +27,12 @@ class Who:
     """Cgroup ids are never used again (kernfs counts them up), so their paths are remembered; executables are asked for
     each time. No answer means None, and the caller is then nobody."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, needs_exe: bool) -> None:
+    def __init__(
+        self, loop: Loop, sock: socket.socket, needs_exe: bool, failed: Callable[[Exception], None]
+    ) -> None:
+        """`failed` is told of what an answer ran into: it concerns one stream, and the others need this channel."""
         self._loop = loop
+        self._failed = failed
         self._socket = sock
         self._needs_exe = needs_exe
         self._paths: OrderedDict[int, str] = OrderedDict()
@@ -90,8 +94,17 @@ class Who:
         self._waiting[number] = (answered, timer)
 
     def _ready(self, _mask: int) -> None:
-        while (message := channel.receive(self._socket)) is not None:
-            self._answered(message[0]["id"], message[0])
+        while True:
+            try:
+                message = channel.receive(self._socket)
+                if message is None:
+                    return
+                self._answered(int(message[0].get("id", 0)), message[0])
+            except ConnectionResetError:  # the supervisor is gone, and this worker drains
+                self._loop.forget(self._socket.fileno())
+                return
+            except Exception as error:  # noqa: BLE001 - see __init__
+                self._failed(error)
 
     def _answered(self, number: int, fields: Fields | None) -> None:
         waiting = self._waiting.pop(number, None)

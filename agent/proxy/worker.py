@@ -21,6 +21,8 @@ from agent.proxy.link import Link
 from agent.proxy.listener import Listener
 from agent.proxy.loop import READ, Loop
 from agent.proxy.pool import Pool
+from agent.proxy.relay import abort
+from agent.proxy.reserve import Reserve
 from agent.proxy.shared import Shared, SocketFlows
 from agent.proxy.source import SourceStream
 from agent.proxy.state import State, build
@@ -57,14 +59,18 @@ class Worker:
         self._files = files
         self._given = inherited
         self._loop = Loop(self._unplanned)
-        self._who = Who(self._loop, inherited.who, needs_exe(rules))
+        self._who = Who(self._loop, inherited.who, needs_exe(rules), self._defect)
+        self._reserve = Reserve()
         self._snapshot: Snapshot | None = None
         self._shared: Shared | None = None
         self._pool = Pool(self._loop, config.limits.idle_tunnel, self._is_current)
+        sockets = (inherited.status, inherited.orders, inherited.who, *inherited.captures, inherited.tunnels)
+        self._vital = {sock.fileno() for sock in sockets}
         self._listeners: list[Listener] = []
         self._links: set[Link] = set()
         self._handshakes: set[Handshake] = set()
         self._draining = False
+        self._missed = False  # a snapshot that could not be read; control is asked again
         self.lost_outcomes = 0
         self.defects = 0
 
@@ -72,14 +78,16 @@ class Worker:
         loop, given = self._loop, self._given
         loop.watch(given.orders.fileno(), READ, lambda _: self._guarded(self._order))
         loop.watch(given.status.fileno(), READ, lambda _: self._guarded(self._status))
-        loop.every(
-            1.0, lambda: self._tell({"type": "beat", "lost_outcomes": self.lost_outcomes, "defects": self.defects})
-        )
+        loop.every(1.0, self._beat)
         loop.every(self._config.report_open_every, self._report_open)
         loop.every(1.0, self._ask_again)
         channel.send(given.orders, {"type": "hello"})
         loop.run()
         return 0
+
+    def drain_soon(self) -> None:
+        """For a handler of signals, which may run inside any step: the loop's next turn drains."""
+        self._loop.after(0, self.drain)
 
     def drain(self) -> None:
         """Accept nothing more, let live streams end, leave after the limit."""
@@ -100,23 +108,34 @@ class Worker:
     def _guarded(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except (ConnectionResetError, BrokenPipeError):
+        except ConnectionResetError:
             self._loop.forget(self._given.orders.fileno())
             self._loop.forget(self._given.status.fileno())
             self.drain()  # the supervisor is gone; its successor brings its own workers
+        except Exception as error:  # noqa: BLE001 - a message that we fail on must not cost us all those after it
+            self._defect(error)
 
     def _status(self) -> None:
         while channel.receive(self._given.status) is not None:
             pass  # nothing is sent this way; only its end matters
 
     def _order(self) -> None:
-        while (message := channel.receive(self._given.orders)) is not None:
-            fields, body = message
-            if fields.get("type") == "snapshot" and body is not None:
-                self._apply(decode(body))
+        while True:
+            with self._reserve.lent():  # a revocation must reach us even when peers hold all our descriptors
+                message = channel.receive(self._given.orders)
+                if message is None:
+                    return
+                self._obey(*message)
+
+    def _obey(self, fields: channel.Message, body: bytes | None) -> None:
+        if fields.get("type") != "snapshot":
+            return
+        self._missed = body is None
+        if body is not None:
+            self._apply(decode(body))
 
     def _ask_again(self) -> None:
-        if self._shared is None:
+        if self._shared is None or self._missed:
             channel.send(self._given.orders, {"type": "hello"})
 
     def _apply(self, snapshot: Snapshot) -> None:
@@ -126,13 +145,20 @@ class Worker:
         except (ValueError, ssl.SSLError) as error:
             log.error("snapshot %d refused, the one before stays: %s", snapshot.generation, error)
             return
+        except OSError as error:
+            log.error("snapshot %d cannot be used now and is asked for again: %s", snapshot.generation, error)
+            self._missed = True
+            return
         self._snapshot = snapshot
         if self._shared is None:
             self._begin(state)
             return
         self._shared.state = state
         for stream in list(self._shared.live):
-            stream.review(state)
+            try:
+                stream.review(state)
+            except Exception as error:  # noqa: BLE001 - the others must be reviewed too
+                self._defect(error)
 
     def _begin(self, state: State) -> None:
         given = self._given
@@ -148,7 +174,11 @@ class Worker:
 
     def _captured(self, sock: socket.socket) -> None:
         assert self._shared is not None
-        SourceStream(self._shared, self._pool, sock).start()
+        try:
+            SourceStream(self._shared, self._pool, sock).start()
+        except Exception as error:  # noqa: BLE001 - a defect met by one connection must not close the listener
+            self._defect(error)
+            abort(sock)
 
     def _tunnelled(self, sock: socket.socket) -> None:
         shared = self._shared
@@ -172,7 +202,11 @@ class Worker:
             self._links.add(link)
 
         timeout = self._config.limits.handshake_timeout
-        Handshake(self._loop, sock, state.servers.base, self._config.trust_domain, timeout, done)
+        try:
+            Handshake(self._loop, sock, state.servers.base, self._config.trust_domain, timeout, done)
+        except OSError as error:
+            sock.close()
+            self._report(reject(shared, f"overloaded: {error.strerror}", peer))
 
     def _exhausted(self) -> None:
         assert self._shared is not None
@@ -196,11 +230,20 @@ class Worker:
 
     def _unplanned(self, fd: int, error: Exception) -> None:
         """A defect: say where, cut the one connection it happened to, go on with the others."""
-        self.defects += 1
-        log.error("defect in the proxy, its connection is cut", exc_info=error)
-        if fd >= 0:
+        self._defect(error)
+        if fd in self._vital:
+            self._end()  # deaf from here on; the supervisor starts another, and these sockets are also its
+        elif fd >= 0:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
                 sock.shutdown(socket.SHUT_RDWR)
+
+    def _defect(self, error: Exception) -> None:
+        self.defects += 1
+        log.error("defect in the proxy, its connection is cut", exc_info=error)
+
+    def _beat(self) -> None:
+        engine = "compiled" if self._loop.compiled else "python"
+        self._tell({"type": "beat", "lost_outcomes": self.lost_outcomes, "defects": self.defects, "engine": engine})
 
     def _tell(self, message: channel.Message) -> None:
         channel.send(self._given.status, message)

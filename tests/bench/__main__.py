@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from tests.bench import limits, machine, report, table, works
 from tests.bench.added import with_added
+from tests.bench.alone import BusyError
 from tests.bench.ratios import ratios
 from tests.bench.record import Record
 from tests.bench.report import Facts
-from tests.bench.stage import NAME
 from tests.bench.story import say, tell
 from tests.bench.works import ARMS, FULL, QUICK, Plan
 from tests.demo import signals
@@ -33,12 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.geteuid() != 0:
         return _fail("needs root (namespaces, cgroups and BPF); start it as root")
     facts = _facts(plan, arguments)
-    with _only_one() as alone:
-        if not alone:
-            return _fail("another bench is running on this machine; wait for its end")
-        record = Record()
-        limits.raise_descriptors()
+    record = Record()
+    limits.raise_descriptors()
+    try:
         code = _run(works.fitted(plan, limits.most_connections()), arms, record)
+    except BusyError as problem:
+        return _fail(str(problem))
     record = with_added(record)
     found = ratios(record)
     print(json.dumps(report.as_json(record, found)) if given.json else table.show(record, found), flush=True)
@@ -84,18 +82,6 @@ def _facts(plan: Plan, arguments: Sequence[str] | None) -> Facts:
     rounds = f"{plan.rounds} rounds of {plan.seconds:g} s for each arm and work, {plan.idle_rounds} for memory"
     date = datetime.now(UTC).date().isoformat()
     return Facts(command, date, machine.machine(), machine.versions(), rounds)
-
-
-@contextmanager
-def _only_one() -> Iterator[bool]:
-    """A name that the kernel frees with the process, whatever ends it: nothing to sweep up."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
-        try:
-            lock.bind(f"\0underpass-{NAME}")
-        except OSError:
-            yield False
-            return
-        yield True
 
 
 def _fail(text: str) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 from subprocess import SubprocessError
 
 from tests.bench import arms, certificates
+from tests.bench.alone import alone
 from tests.bench.arms import Arm, Underpass
 from tests.bench.build import compile_programs, workshop
 from tests.bench.hook import measure_hook
@@ -28,7 +29,7 @@ WHOLE = "start"  # the work under which an arm fails that cannot start
 
 def tell(plan: Plan, names: Sequence[str], record: Record) -> None:
     """Everything into `record`, which is of use also when this ends early."""
-    with World(NAME) as world, workshop() as directory:
+    with alone(), World(NAME) as world, workshop() as directory:
         say("compiling the load generator; two hosts: namespaces, cgroups, certificates")
         stage = Stage(world, compile_programs(directory))
         stage.prepare()

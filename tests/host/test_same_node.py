@@ -179,7 +179,12 @@ def test_a_direct_flow_is_told_at_its_end_with_every_byte(kernel: Kernel, addres
     assert peer == (address, port)
     assert far.result() == own, "the server sees the client itself"
     told: list[Closing] = []
-    wait_until(lambda: bool(told.extend(closes(kernel)) or told))
+
+    def read() -> bool:
+        told.extend(closes(kernel))
+        return bool(told)
+
+    wait_until(read)
     (end,) = told
     assert (end.bytes_sent, end.bytes_received, end.state in states) == (SENT, ANSWERED, True), end
     assert (end.original, end.original_port) == (ip_address(address), port)
@@ -317,7 +322,7 @@ def echo(world: World, port: int, application: str = "core", address: str = "10.
 
 SHARED = """
 import socket, sys, time
-socket.create_server((sys.argv[1], 9101), reuse_port=True)
+listener = socket.create_server((sys.argv[1], 9101), reuse_port=True)
 print("listening", flush=True)
 time.sleep(60)
 """
@@ -481,6 +486,36 @@ def test_mtls_sends_neighbours_through_the_proxy(world: World) -> None:
     assert {each["side"] for each in told} == {"source", "destination"}
     assert {each["path"] for each in told} == {"tunnel"}
     assert all(each["tls"]["version"] == "TLSv1.3" for each in told)
+
+
+HOLD = """
+import socket, sys
+sock = socket.create_connection(("10.77.0.1", int(sys.argv[1])))
+sock.sendall(b"x")
+print(sock.recv(1), flush=True)
+try:
+    print(sock.recv(1), flush=True)
+except OSError as error:
+    print(type(error).__name__, flush=True)
+"""
+
+
+def test_a_direct_connection_is_cut_when_the_policy_no_longer_allows_it(world: World) -> None:
+    path = world.a.directory / "policy.d" / "policy.yaml"
+    with echo(world, 9000):
+        go_direct(world, 9000, "10.77.0.1")
+        old = len(world.a.outcomes())
+        process = spawn(world.a.place("ledger"), [PYTHON, "-c", HOLD, "9000"], stdout=PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "b'x'\n"
+        write(path, {"version": 1, "rules": []})
+        assert process.stdout.readline() == "ConnectionAbortedError\n"
+        assert process.wait(5) == 0
+        (told,) = until(lambda: outcomes(world, old), 5, "the outcome")
+        assert "Operation not permitted" in str(talk(world, 9000))
+        write(path, MESH.policy())
+        go_direct(world, 9000, "10.77.0.1")
+    assert (told["path"], told["close_reason"], told["bytes_sent"]) == ("direct", "reset", 1)
 
 
 def test_without_an_agent_direct_connections_end_with_their_lease(world: World) -> None:

@@ -13,9 +13,12 @@ from ipaddress import ip_address
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from agent import channel
 from agent.certs.authority import make_intermediate, make_leaf, make_root
 from agent.config import Config, load_config
+from agent.proxy.engine import make as engine_make
 from agent.proxy.worker import Inherited, Worker
 from agent.records import Flow, Role, pack_flow
 from agent.snapshot import LeafText, Snapshot, encode
@@ -24,6 +27,7 @@ from policy.model import Directory, Endpoint, MeshHost, PortRange, Service
 
 DOMAIN = "test.bank"
 WAIT_S = 20.0
+WAYS = ("compiled", "python")
 
 
 class StandInMap:
@@ -183,14 +187,31 @@ class Pair:
 
 
 @contextlib.contextmanager
-def running(limits: str = "") -> Iterator[Pair]:
-    pair = Pair(limits)
+def running(limits: str = "", ways: tuple[str, str] | None = None) -> Iterator[Pair]:
+    """`ways`: how a and b carry bytes, each one of WAYS; as the machine has it when not given."""
+    with contextlib.ExitStack() as stack:
+        if ways is not None:
+            stack.enter_context(mock.patch("agent.proxy.loop.engine.make", _makers(ways)))
+        pair = Pair(limits)
     with mock.patch("agent.proxy.state.load_directory", return_value=pair.directory()):
         pair.start()
         try:
             yield pair
         finally:
             pair.close()
+
+
+def _makers(ways: tuple[str, str]) -> Callable[[int], Any]:
+    """Engines for two proxies, which are made one after the other."""
+    left = iter(ways)
+
+    def make(epoll_fd: int) -> Any:
+        if next(left) == "python":
+            return None
+        made = engine_make(epoll_fd)
+        return made if made is not None else pytest.skip("the engine is not built here")
+
+    return make
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -133,6 +133,24 @@ def test_bytes_count_while_a_flow_lives_and_are_not_counted_twice() -> None:
     assert 'underpass_flows_open{side="source"} 0.0' in text
 
 
+def test_flows_of_a_killed_proxy_do_not_stay_open_for_ever() -> None:
+    now = [0.0]
+    metrics = Metrics(15.0, lambda: now[0])
+    metrics.observe(outcome(Event.OPEN, 100))
+    assert 'underpass_flows_open{side="source"} 1.0' in metrics.render().decode()
+    now[0] = 61.0
+    assert 'underpass_flows_open{side="source"} 0.0' in metrics.render().decode()
+
+
+def test_totals_kept_elsewhere_are_counters() -> None:
+    metrics = Metrics()
+    metrics.total("audit_lines", "Lines.", "fate", {"written": 7, "lost": 1})
+    text = metrics.render().decode()
+    assert "# TYPE underpass_audit_lines_total counter" in text
+    assert 'underpass_audit_lines_total{fate="lost"} 1.0' in text
+    assert "_created" not in text
+
+
 def test_a_peers_text_never_becomes_a_series() -> None:
     metrics = Metrics()
     for number in range(50):

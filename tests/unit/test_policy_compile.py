@@ -74,6 +74,17 @@ def test_every_address_of_a_service_is_captured_at_every_port() -> None:
     ]
 
 
+def test_nobody_has_to_answer_at_a_port_that_is_translated() -> None:
+    moved = Service("moved", "x", (PortRange(80, 80),), (Endpoint("b", B.address, 8080), Endpoint("c", C.address, 80)))
+    found = compile_table(None, OURS, Directory({}, {"moved": moved}), []).services
+    assert [each.answers for each in found] == [None, SpiffeId(OURS, "c", "x")]
+
+
+@pytest.mark.parametrize("same_node", SameNode)
+def test_the_table_says_how_neighbours_talk(same_node: SameNode) -> None:
+    assert compile_table(Policy(1, same_node, ()), OURS, DIRECTORY, []).same_node is same_node
+
+
 def test_names_are_kept_for_every_id() -> None:
     table = compile_table(policy(rule("r", Effect.ALLOW, "*/*", "web")), OURS, DIRECTORY, [LEDGER, BATCH, LEDGER])
     assert table.callers == {stable_id("caller", caller.uri): caller for caller in (LEDGER, BATCH)}

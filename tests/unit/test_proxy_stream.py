@@ -13,12 +13,12 @@ from collections.abc import Iterator
 import pytest
 
 from agent.records import unpack_flow
-from tests.unit.proxy_pair import Pair, running, wait_until
+from tests.unit.proxy_pair import WAYS, Pair, running, wait_until
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    with running() as made:
+@pytest.fixture(params=[(way, way) for way in WAYS], ids="-".join)
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with running(ways=request.param) as made:
         yield made
 
 

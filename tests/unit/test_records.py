@@ -107,6 +107,17 @@ def test_any_refusal_can_be_read(data: bytes) -> None:
     assert "\0" not in refusal.command
 
 
+@given(st.binary(min_size=records.CLOSING.size, max_size=records.CLOSING.size + 8))
+def test_any_closing_can_be_read(data: bytes) -> None:
+    closing = records.unpack_closing(data)
+    assert (closing.at_ns, closing.state) == (int.from_bytes(data[:8], "little"), data[120])
+
+
+def test_a_service_is_local_only_when_said() -> None:
+    assert records.SERVICE.unpack(records.service_value(7, None))[1:] == (7, 0)
+    assert records.SERVICE.unpack(records.service_value(7, None, local=True))[1:] == (7, 1)
+
+
 def test_a_key_matches_its_port_and_its_whole_address() -> None:
     key = records.service_key(IPv4Address("192.0.2.1"), 0x1234)
     assert key == (144).to_bytes(4, "little") + b"\x12\x34" + b"\0" * 10 + b"\xff\xff\xc0\x00\x02\x01" + b"\0\0"

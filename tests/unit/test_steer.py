@@ -19,6 +19,11 @@ _WRAPPER = """
 #include <linux/types.h>
 #include "steer.h"
 #include "address.h"
+#include "ending.h"
+unsigned long long sent(unsigned long long acked, int state, unsigned una, unsigned nxt)
+{ return bytes_sent(acked, state, una, nxt); }
+unsigned long long received(unsigned long long count, int state, unsigned nxt, int fin, unsigned fin_end)
+{ struct flow flow = {.fin = fin, .fin_end = fin_end}; return bytes_received(count, state, nxt, &flow); }
 int steer_case(const struct facts *facts) { struct steering s = steer(facts); return s.act << 8 | s.exit; }
 int own_socket(const struct facts *facts) { return is_own_socket(facts); }
 int mapped(const struct address *a) { return !!is_mapped(a); }
@@ -35,16 +40,26 @@ class Facts(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_uint8)
-        for name in ("configured", "exempt", "own_netns", "tcp", "to_capture", "protected", "verdict")
+        for name in ("configured", "exempt", "own_netns", "tcp", "to_capture", "protected", "verdict", "local", "fresh")
     ]
 
 
 USUAL = {"configured": 1, "own_netns": 1, "tcp": 1, "protected": 1}
-PASS, CAPTURE, EPERM, ECONNREFUSED = range(4)
+LOCAL = {"verdict": VerdictKind.ALLOW, "local": 1, "fresh": 1}
+PASS, CAPTURE, EPERM, ECONNREFUSED, DIRECT = range(5)
 
 CASES = [
     ("a protected connect is captured", {}, CAPTURE, Exit.CAPTURED),
-    ("a verdict to tunnel captures", {"verdict": VerdictKind.ALLOW}, CAPTURE, Exit.CAPTURED),
+    ("an allowed one is captured", {"verdict": VerdictKind.ALLOW}, CAPTURE, Exit.CAPTURED),
+    ("an allowed one of this host goes directly", LOCAL, DIRECT, Exit.DIRECT),
+    ("one that nobody verified lately is captured", LOCAL | {"fresh": 0}, CAPTURE, Exit.CAPTURED),
+    ("one of another host is captured", LOCAL | {"local": 0}, CAPTURE, Exit.CAPTURED),
+    ("where the kernel does not know, the proxy is asked", LOCAL | {"verdict": 0}, CAPTURE, Exit.CAPTURED),
+    ("a denied one of this host is refused", LOCAL | {"verdict": VerdictKind.DENY}, EPERM, Exit.DENIED),
+    ("an unavailable one of this host is refused", LOCAL | {"verdict": 3}, ECONNREFUSED, Exit.UNAVAILABLE),
+    ("an unknown verdict never goes directly", LOCAL | {"verdict": 77}, CAPTURE, Exit.CAPTURED),
+    ("UDP to this host is not counted as a flow", LOCAL | {"tcp": 0}, PASS, Exit.NOT_TCP),
+    ("the agent delivers as ever", LOCAL | {"exempt": 1}, PASS, Exit.EXEMPT),
     ("a denied one is refused", {"verdict": VerdictKind.DENY}, EPERM, Exit.DENIED),
     ("one without endpoints is refused", {"verdict": VerdictKind.UNAVAILABLE}, ECONNREFUSED, Exit.UNAVAILABLE),
     ("an unprotected one passes", {"protected": 0}, PASS, Exit.UNPROTECTED),
@@ -87,7 +102,7 @@ def test_steering(library: ctypes.CDLL, changed: dict[str, int], act: int, exit_
 
 
 def test_over_all_facts_only_the_named_ways_lead_past_the_proxy(library: ctypes.CDLL) -> None:
-    names = ("configured", "exempt", "own_netns", "tcp", "to_capture", "protected")
+    names = ("configured", "exempt", "own_netns", "tcp", "to_capture", "protected", "local", "fresh")
     for values in itertools.product((0, 1), repeat=len(names)):
         facts = dict(zip(names, values, strict=True))
         for verdict in VerdictKind:
@@ -95,6 +110,7 @@ def test_over_all_facts_only_the_named_ways_lead_past_the_proxy(library: ctypes.
             ours = facts["configured"] and not facts["exempt"] and facts["own_netns"]
             if ours and facts["protected"] and facts["tcp"]:
                 assert act != PASS, facts
+                assert (act == DIRECT) <= bool(verdict == VerdictKind.ALLOW and facts["local"] and facts["fresh"])
             if not ours:
                 assert act == PASS, facts
 
@@ -134,6 +150,55 @@ def test_an_ipv4_address_is_loaded_as_records_packs_it(library: ctypes.CDLL) -> 
     address, loaded = ip_address("192.0.2.1"), ctypes.create_string_buffer(16)
     library.make_v4(loaded, address.packed)
     assert loaded.raw == records.pack_address(address)
+
+
+ESTABLISHED, SYN_SENT, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING = 1, 2, 4, 5, 8, 9, 11
+
+
+@pytest.mark.parametrize(
+    ("acked", "state", "una", "nxt", "bytes_"),
+    [
+        (0, SYN_SENT, 5, 6, 0),
+        (1, ESTABLISHED, 6, 6, 0),
+        (201, ESTABLISHED, 6, 6, 200),
+        (201, CLOSE_WAIT, 6, 6, 200),
+        (201, FIN_WAIT1, 6, 7, 200),
+        (202, FIN_WAIT2, 7, 7, 200),
+        (202, LAST_ACK, 7, 7, 200),
+        (201, LAST_ACK, 6, 7, 200),
+        (202, CLOSING, 7, 7, 200),
+        (201, CLOSING, 6, 7, 200),
+        (1, LAST_ACK, 7, 7, 0),
+    ],
+)
+def test_acknowledged_bytes_without_syn_and_fin(
+    library: ctypes.CDLL, acked: int, state: int, una: int, nxt: int, bytes_: int
+) -> None:
+    library.sent.restype = ctypes.c_uint64
+    assert library.sent(ctypes.c_uint64(acked), state, una, nxt) == bytes_
+
+
+@pytest.mark.parametrize(
+    ("count", "state", "nxt", "fin", "fin_end", "bytes_"),
+    [
+        (0, SYN_SENT, 0, 0, 0, 0),
+        (300, ESTABLISHED, 6, 0, 0, 300),
+        (301, CLOSE_WAIT, 6, 0, 0, 300),
+        (301, LAST_ACK, 6, 0, 0, 300),
+        (301, CLOSING, 6, 1, 6, 300),
+        (301, FIN_WAIT2, 6, 1, 6, 300),
+        (300, FIN_WAIT2, 6, 0, 0, 300),
+        (300, FIN_WAIT2, 0, 0, 0, 300),
+        (300, FIN_WAIT2, 6, 1, 9, 300),
+        (300, FIN_WAIT1, 6, 0, 0, 300),
+        (0, LAST_ACK, 6, 0, 0, 0),
+    ],
+)
+def test_received_bytes_without_the_servers_fin(
+    library: ctypes.CDLL, count: int, state: int, nxt: int, fin: int, fin_end: int, bytes_: int
+) -> None:
+    library.received.restype = ctypes.c_uint64
+    assert library.received(ctypes.c_uint64(count), state, nxt, fin, fin_end) == bytes_
 
 
 def test_a_reservation_is_in_no_namespace_and_told_apart_by_its_cookie(library: ctypes.CDLL) -> None:
