@@ -52,7 +52,8 @@ class AdminServer:
         loop = asyncio.get_running_loop()
         # aiohttp's own list lags behind: asyncio accepts a hundred before it tells the first that it is connected.
         fresh = loop.time() - CONNECTING_S
-        self._handlers = {one: made for one, made in self._handlers.items() if one.transport is not None or made > fresh}
+        known = self._handlers.items()
+        self._handlers = {one: made for one, made in known if one.transport is not None or made > fresh}
         if len(self._handlers) >= limit:
             return _Refusing()
         handler = self._runner.server()

@@ -514,7 +514,7 @@ def test_a_direct_connection_is_cut_when_the_policy_no_longer_allows_it(world: W
         (told,) = until(lambda: outcomes(world, old), 5, "the outcome")
         assert "Operation not permitted" in str(talk(world, 9000))
         write(path, MESH.policy())
-        go_direct(world, 9000, "10.77.0.1")
+        until(lambda: isinstance(talk(world, 9000), dict), 10, "the policy of before")
     assert (told["path"], told["close_reason"], told["bytes_sent"]) == ("direct", "reset", 1)
 
 
@@ -522,7 +522,8 @@ def test_without_an_agent_direct_connections_end_with_their_lease(world: World) 
     """Nobody verifies any more who listens."""
     with echo(world, 9000):
         go_direct(world, 9000, "10.77.0.1")
-        world.a.stop()
+        world.a.let_go()
+        world.a.kill_agent()
         assert isinstance(talk(world, 9000), dict), "a restart of the agent disturbs nobody"
         until(lambda: isinstance(talk(world, 9000), str), 15, "the lease to end")
         assert "Connection refused" in str(talk(world, 9000))

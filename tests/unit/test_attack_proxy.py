@@ -126,11 +126,10 @@ def test_a_peer_cannot_show_the_application_an_address_it_cannot_have(pair: Pair
 
 
 def test_a_flood_of_bad_opens_ends_the_tunnel(pair: Pair) -> None:
-    with lying_opener(pair) as peer, pytest.raises((ConnectionError, ssl.SSLError)):
+    with lying_opener(pair) as peer, contextlib.suppress(ConnectionError, ssl.SSLError):
         for _ in range(20):
             peer.write(frame(FrameType.OPEN, b"hello"))
-            if not peer.recv(4096):
-                raise ConnectionResetError
+            peer.recv(4096)
     wait_until(lambda: pair.b.ended("reject"))
     assert len(pair.b.ended("reject")) <= 8
 

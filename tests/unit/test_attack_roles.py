@@ -1,4 +1,4 @@
-"""What a role without privileges, a full disk or a crowd at the admin port may cost: never the supervisor or control."""
+"""What a taken-over role, a full disk or a crowd at the admin port may cost: never the supervisor or control."""
 
 from __future__ import annotations
 
