@@ -17,11 +17,12 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 CONNECT_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 MAX_REASON = 48
+MAX_FLOWS = 2000  # combinations of source, destination, service and side; what comes later shares one without names
 
 
 class Metrics(Collector):
-    """Labels are bounded: identities and services are configured, sides and verdicts are enums, reasons are cut at the
-    first colon so that no peer's text becomes a series."""
+    """Labels are bounded, whatever a peer says: sides and verdicts are enums, reasons are cut at the first colon, what a
+    denied peer claims is left out, and the number of all combinations has a limit (a stolen host makes up names)."""
 
     def __init__(self, report_open_every: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series for each, which nobody asks for
@@ -59,6 +60,7 @@ class Metrics(Collector):
         self.resident = Gauge(
             "underpass_role_resident_bytes", "Resident memory of each process.", ("role",), registry=self.registry
         )
+        self._seen: set[tuple[str, ...]] = set()
         self._totals: dict[str, CounterMetricFamily] = {}
         self.registry.register(self)
         self._carried: dict[tuple[str, str], tuple[int, int, float]] = {}  # (connection, side): bytes, last heard of
@@ -79,13 +81,25 @@ class Metrics(Collector):
         if outcome["event"] == "reject":
             self.rejects.labels(label(outcome["reason"])).inc()
             return
-        of_flow = tuple(str(outcome[name]) for name in ("source", "destination", "service", "side"))
+        of_flow = self._of_flow(outcome)
         self._count_bytes(outcome, of_flow)
         if outcome["event"] != "open":
             reason = outcome["reason"] if outcome["verdict"] == "deny" else outcome["close_reason"]
             self.flows.labels(*of_flow, outcome["verdict"], label(reason), outcome["path"]).inc()
             if outcome["connect_ms"] is not None:
                 self.connect.labels(*of_flow).observe(outcome["connect_ms"] / 1000)
+
+    def _of_flow(self, outcome: Mapping[str, Any]) -> tuple[str, ...]:
+        source, destination, service, side = (
+            str(outcome[name]) for name in ("source", "destination", "service", "side")
+        )
+        if side == "destination" and outcome["verdict"] == "deny":
+            source, service = f"{source.rpartition('/')[0]}/*", ""  # its host is proven, the rest only claimed
+        found = source, destination, service, side
+        if found not in self._seen and len(self._seen) >= MAX_FLOWS:
+            return "", "", "", side
+        self._seen.add(found)
+        return found
 
     def _count_bytes(self, outcome: Mapping[str, Any], of_flow: tuple[str, ...]) -> None:
         key = (str(outcome["connection"]), str(outcome["side"]))

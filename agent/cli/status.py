@@ -54,7 +54,8 @@ def _print(status: dict[str, Any]) -> None:
     for name, role in status["roles"].items():
         state = "ready" if role["ready"] else "not ready"
         problem = f": {role['problem']}" if role["problem"] else ""
-        print(f"  {name:10} pid {role['pid'] or '-':>8}  {state}, {role['restarts']} restarts{problem}")
+        lost = f", {role['lost_outcomes']} outcomes lost" if role.get("lost_outcomes") else ""
+        print(f"  {name:10} pid {role['pid'] or '-':>8}  {state}, {role['restarts']} restarts{lost}{problem}")
     if status.get("problem"):
         print(f"  policy or services: {status['problem']}")
     for identity, expiry in status.get("leaves", {}).items():

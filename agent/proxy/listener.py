@@ -10,7 +10,6 @@ from collections.abc import Callable
 from agent.proxy.loop import EXCLUSIVE, READ, Loop
 from agent.proxy.reserve import Reserve
 
-ACCEPTS_PER_WAKE = 1  # more, and one worker takes a whole burst; and a storm must not starve its relays
 BACK_OFF_S = 0.1
 
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -44,18 +43,26 @@ class Listener:
             self._loop.watch(self._socket.fileno(), READ | EXCLUSIVE, self._ready)
 
     def _ready(self, _mask: int) -> None:
-        for _ in range(ACCEPTS_PER_WAKE):
-            try:
-                sock, _address = self._socket.accept()
-            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-                return
-            except OSError as error:
-                # Anything else is an error of the one connection that was to be accepted (accept(2), "Error handling").
-                if error.errno in _NO_DESCRIPTOR:
-                    self._refuse_one()
-                return
-            sock.setblocking(False)
-            self._accepted(sock)
+        """One at a time: a worker that took more would take a whole burst, and starve its relays meanwhile."""
+        try:
+            sock, _address = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+            return
+        except OSError as error:
+            # Anything else is an error of the one connection that was to be accepted (accept(2), "Error handling").
+            if error.errno in _NO_DESCRIPTOR:
+                self._refuse_one()
+            return
+        sock.setblocking(False)
+        self._accepted(sock)
+        self._go_last()
+
+    def _go_last(self) -> None:
+        """The kernel wakes the first exclusive waiter that sleeps: whoever has just accepted queues up again behind the
+        other workers. Without this one of them gets nearly all connections while there are few."""
+        if self._open:
+            self._loop.forget(self._socket.fileno())
+            self._watch()
 
     def _refuse_one(self) -> None:
         """Give the reserve descriptor up for one accept, so that a waiting client is refused instead of left hanging;

@@ -97,6 +97,7 @@ class Proxy:
 
     def close(self) -> None:
         self.worker._loop.stopped = True
+        channel.send(self._ends["status"][1], {"type": "wake"})  # it would sleep for up to a second
         self._stop.set()
         for thread in self._threads:
             thread.join(WAIT_S)

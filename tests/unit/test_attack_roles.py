@@ -18,6 +18,8 @@ import pytest
 from agent import app, channel, runstate
 from agent.admin.server import MAX_TCP, AdminServer
 from agent.audit.writer import Writer
+from agent.metrics import MAX_FLOWS, Metrics
+from agent.outcome import Event, Outcome, Side, to_json
 from agent.supervise import Supervisor
 
 
@@ -200,3 +202,16 @@ async def _ends(reader: asyncio.StreamReader) -> bool:
         return await asyncio.wait_for(reader.read(1), 0.05) == b""
     except TimeoutError:
         return False
+
+
+@pytest.mark.parametrize("verdict", ["deny", "allow"])
+def test_names_that_a_stolen_host_makes_up_do_not_become_series_without_end(verdict: str) -> None:
+    metrics = Metrics()
+    for number in range(MAX_FLOWS + 50):
+        told = Outcome(
+            event=Event.CLOSE, time=0.0, host="b", side=Side.DESTINATION, source=f"spiffe://demo.bank/a/x{number}",
+            destination="spiffe://demo.bank/b/lab", service=f"zz{number}", verdict=verdict, reason="denied",
+        )  # fmt: skip
+        metrics.observe(to_json(told))
+    series = [line for line in metrics.render().decode().splitlines() if line.startswith("underpass_flows_total")]
+    assert len(series) == (1 if verdict == "deny" else MAX_FLOWS + 1)
