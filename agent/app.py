@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from agent import bpfcall, channel, host, privileges, ready
@@ -26,6 +27,7 @@ from agent.certs.store import load_host
 from agent.config import Config, load_config
 from agent.hooks.site import find_site
 from agent.identity import ExeFile, IdentityRule, with_uids
+from agent.records import listening
 from agent.supervise import Supervisor
 
 log = logging.getLogger("underpass")
@@ -208,6 +210,7 @@ def _supervise(config: Config, origin: _Origin, listeners: dict[str, socket.sock
         supervisor.stop(0)
         return 0
     maps = {name: bpfcall.get(f"{config.bpffs}/{name}") for name in ("socket_flows", "refusals", "closes", "exits")}
+    _mark(listeners, maps["socket_flows"])
     _add_control(supervisor, channels, workers, maps, listeners.pop("admin"))
     for name in workers:
         _add_proxy(supervisor, channels, name, maps, listeners)
@@ -218,6 +221,14 @@ def _supervise(config: Config, origin: _Origin, listeners: dict[str, socket.sock
         sock.close()  # else new connects would wait in a queue that nobody reads any more
     supervisor.stop(config.limits.drain)
     return 0
+
+
+def _mark(listeners: Mapping[str, socket.socket], socket_flows: int) -> None:
+    """So that the kernel knows our capture listeners from those of whoever takes the port while no agent runs."""
+    table = bpfcall.Map(socket_flows)
+    for name, sock in listeners.items():
+        if name.startswith("capture"):
+            table.update(sock.fileno().to_bytes(4, "little"), listening(ip_address(sock.getsockname()[0])))
 
 
 class _Channels:

@@ -21,8 +21,8 @@ MAX_FLOWS = 2000  # combinations of source, destination, service and side; what 
 
 
 class Metrics(Collector):
-    """Labels are bounded, whatever a peer says: sides and verdicts are enums, reasons are cut at the first colon, what a
-    denied peer claims is left out, and the number of all combinations has a limit (a stolen host makes up names)."""
+    """Labels are bounded, whatever a peer says: sides and verdicts are enums, reasons are cut at the first colon, what
+    a denied peer claims is left out, and the number of combinations has a limit (a stolen host makes up names)."""
 
     def __init__(self, report_open_every: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series for each, which nobody asks for

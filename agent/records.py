@@ -38,6 +38,7 @@ class Role(enum.IntEnum):
     DELIVERED = 3
     SERVED = 4
     DIRECT = 5
+    LISTENER = 6
 
 
 class VerdictKind(enum.IntEnum):
@@ -67,6 +68,7 @@ class Exit(enum.IntEnum):
     TAKEN = 12
     WITHDRAWN = 13
     DIRECT = 14
+    NO_PROXY = 15
 
 
 def pack_address(address: Address | None) -> bytes:
@@ -138,6 +140,11 @@ def pack_flow(flow: Flow) -> bytes:
 def delivered(source: Address, source_port: int, original: Address, original_port: int) -> bytes:
     """The note on the socket that dials an application: the client address that the application will see."""
     return pack_flow(Flow(0, 0, 0, original, source, 0, 0, 0, 0, original_port, source_port, Role.DELIVERED))
+
+
+def listening(original: Address) -> bytes:
+    """The mark on a capture listener of ours; bpf/connect.c captures for no other."""
+    return pack_flow(Flow(0, 0, 0, original, None, 0, 0, 0, 0, 0, 0, Role.LISTENER))
 
 
 @dataclass(frozen=True, slots=True)

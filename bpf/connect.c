@@ -137,6 +137,32 @@ static __always_inline void load_facts(struct bpf_sock_addr *ctx, const struct s
 		ctx->type == STREAM && port == now->capture_port && (is_loopback(to) || is_unspecified(to));
 }
 
+/* While no agent runs, its port is free for any process of this host, which would be given what applications send in
+ * the clear, and could answer in the server's name. So whoever listens there must carry the agent's mark. */
+static __always_inline int proxy_listens(struct bpf_sock_addr *ctx, const struct settings *now, const struct address *to)
+{
+	struct bpf_sock_tuple there = {};
+	struct bpf_sock *listener;
+	struct flow *mark;
+	int ours;
+
+	if (is_mapped(to)) {
+		there.ipv4.daddr = ((const u32 *)now->capture_v4.bytes)[3];
+		there.ipv4.dport = bpf_htons(now->capture_port);
+		listener = bpf_sk_lookup_tcp(ctx, &there, sizeof(there.ipv4), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		__builtin_memcpy(there.ipv6.daddr, now->capture_v6.bytes, 16);
+		there.ipv6.dport = bpf_htons(now->capture_port);
+		listener = bpf_sk_lookup_tcp(ctx, &there, sizeof(there.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!listener)
+		return 0;
+	mark = socket_flows.sk_storage_get(listener, 0, 0);
+	ours = mark && mark->role == FLOW_LISTENER;
+	bpf_sk_release(listener);
+	return ours;
+}
+
 static __always_inline u8 pass(struct bpf_sock_addr *ctx, u8 exit)
 {
 	if (exit == EXIT_EXEMPT && reserve_delivery(ctx)) {
@@ -180,6 +206,10 @@ static __always_inline u8 decide(struct bpf_sock_addr *ctx, const struct address
 	flow.role = steering.act == ACT_DIRECT ? FLOW_DIRECT : FLOW_CAPTURED;
 	if (!is_unspecified(bound)) /* the application chose its source address itself */
 		flow.source = *bound;
+	if (steering.act == ACT_CAPTURE && !proxy_listens(ctx, settings_, to)) {
+		steering.act = ACT_REFUSE_ECONNREFUSED;
+		steering.exit = EXIT_NO_PROXY;
+	}
 	if (is_flow(steering.act) && note(ctx, &flow)) {
 		steering.act = ACT_REFUSE_EPERM;
 		steering.exit = EXIT_FULL;

@@ -20,6 +20,7 @@ enum flow_role {
 	FLOW_DELIVERED = 3, /* on the proxy's socket that dials the application */
 	FLOW_SERVED = 4,    /* on the application's socket that accepted it */
 	FLOW_DIRECT = 5,    /* on the application's socket, which dials an application of this host itself */
+	FLOW_LISTENER = 6,  /* on the agent's own capture listener, so that nobody else's is taken for it */
 };
 
 struct flow {
@@ -126,6 +127,7 @@ enum exit {
 	EXIT_TAKEN,
 	EXIT_WITHDRAWN,
 	EXIT_DIRECT,
+	EXIT_NO_PROXY,
 	EXIT_COUNT,
 };
 

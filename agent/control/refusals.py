@@ -12,6 +12,7 @@ REASONS = {
     Exit.UNAVAILABLE: "no_healthy_endpoint",
     Exit.FULL: "flow_map_full",
     Exit.LOOP: "own_port",
+    Exit.NO_PROXY: "no_proxy",
 }
 
 

@@ -271,5 +271,7 @@ class Control:
         self._metrics.total(
             "role_cpu_seconds", "CPU time of each process.", "role", {name: cpu for name, (_, cpu) in known.items()}
         )
+        for count, text in (("lost_outcomes", "Outcomes that control did not take."), ("defects", "Defects met.")):
+            self._metrics.total(count, text, "role", {name: role.get(count, 0) for name, role in roles.items()})
         for name, (resident, _) in known.items():
             self._metrics.resident.labels(name).set(resident)

@@ -27,6 +27,7 @@ enum {
     PAYLOAD = RECORD - HEADER,
     RECORDS = 4,        /* in one write */
     READS = 8,          /* of one lane in one wake-up, so that one bulk stream cannot starve the others */
+    PARTS = 64,         /* frames in one write to the application */
     EVENTS = 256,
     FROM_APP = 0, TO_APP = 1,   /* in Lane.moved */
     REQUEST = 0, COUNTS = 1,    /* in Lane.costs, see agent/proxy/latency.py */
@@ -180,61 +181,87 @@ static size_t whole_data(const unsigned char *at, size_t size)
     return payload <= MAX_DATA && payload <= size - HEADER ? payload : 0;
 }
 
-/* `size` bytes of the tunnel, from a frame's beginning. */
+/* What `parts` hold beyond the first `sent` bytes, as one object. */
+static PyObject *unsent(const struct iovec *parts, int number, size_t total, size_t sent)
+{
+    PyObject *rest = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(total - sent));
+    char *to = rest ? PyBytes_AS_STRING(rest) : NULL;
+
+    for (int at = 0; rest && at < number; at++) {
+        size_t skip = sent < parts[at].iov_len ? sent : parts[at].iov_len;
+        memcpy(to, (char *)parts[at].iov_base + skip, parts[at].iov_len - skip);
+        to += parts[at].iov_len - skip;
+        sent -= skip;
+    }
+    return rest;
+}
+
+/* 0: all is with the application; 1: Python has to do with it. */
+static int to_app(Lane *lane, struct iovec *parts, int number, size_t total, PyObject *todo)
+{
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)number};
+
+    ((int64_t *)lane->moved.buf)[TO_APP] += (int64_t)total;
+    ssize_t sent = sendmsg(lane->app_fd, &message, MSG_NOSIGNAL);
+    if (sent < 0 && errno != EAGAIN)
+        return hand(todo, lane, lane->app_fd, lane->relay, "app_lost", PyLong_FromLong(errno)) ? -1 : 1;
+    cost(lane, !lane->is_source);
+    if (sent == (ssize_t)total)
+        return 0;
+    PyObject *rest = unsent(parts, number, total, sent < 0 ? 0 : (size_t)sent);
+    return hand(todo, lane, lane->app_fd, lane->relay, "app_full", rest) ? -1 : 1;
+}
+
+/* `size` bytes of the tunnel, from a frame's beginning: the payloads of whole DATA frames in one write. */
 static int deliver(Lane *lane, unsigned char *at, size_t size, PyObject *todo)
 {
-    size_t payload;
+    struct iovec parts[PARTS];
 
-    for (; size; at += HEADER + payload, size -= HEADER + payload) {
-        payload = whole_data(at, size);
-        if (!payload)
-            return hand(todo, lane, lane->tls_fd, lane->link, "take", bytes(at, size));
-        ((int64_t *)lane->moved.buf)[TO_APP] += (int64_t)payload;
-        ssize_t sent = send(lane->app_fd, at + HEADER, payload, MSG_NOSIGNAL);
-        if (sent < 0 && errno != EAGAIN) {
-            if (hand(todo, lane, lane->app_fd, lane->relay, "app_lost", PyLong_FromLong(errno)))
-                return -1;
-        } else {
-            cost(lane, !lane->is_source);
-            if (sent == (ssize_t)payload)
-                continue;
-            size_t taken = sent < 0 ? 0 : (size_t)sent;
-            PyObject *rest = bytes(at + HEADER + taken, payload - taken);
-            if (hand(todo, lane, lane->app_fd, lane->relay, "app_full", rest))
-                return -1;
+    while (size) {
+        size_t payload, total = 0;
+        int number = 0;
+        while (number < PARTS && (payload = whole_data(at, size))) {
+            parts[number++] = (struct iovec){at + HEADER, payload};
+            total += payload;
+            at += HEADER + payload;
+            size -= HEADER + payload;
         }
-        return hand(todo, lane, lane->tls_fd, lane->link, "take", bytes(at + HEADER + payload, size - HEADER - payload));
+        int handed = number ? to_app(lane, parts, number, total, todo) : 1;
+        if (handed)
+            return handed < 0 ? -1 : hand(todo, lane, lane->tls_fd, lane->link, "take", bytes(at, size));
     }
     return 0;
 }
 
-/* Read-ahead saves a read() per record, but what OpenSSL then holds wakes nobody: it is read until nothing is left, or
- * until what is left is part of a record. */
+/* Read-ahead saves read() calls, but what OpenSSL then holds wakes nobody: it is read until nothing is left, or until
+ * what is left is part of a record. */
 static int from_tunnel(Lane *lane, PyObject *todo)
 {
-    int wrong = 0, reads = 0;
+    unsigned char *buffer = lane->engine->buffer;
+    int wrong = 0, reads = 0, got;
 
-    for (; !wrong && lane->handed != lane->engine->batch; reads++) {
-        if (reads == READS)
-            SSL_set_read_ahead(lane->ssl, 0);  /* what OpenSSL holds, and the rest of that record, but no more */
-        if (reads >= READS && !SSL_has_pending(lane->ssl))
-            break;
-        ERR_clear_error();
-        errno = 0;
-        int got = SSL_read(lane->ssl, lane->engine->buffer, sizeof lane->engine->buffer);
-        if (got <= 0) {
-            PyObject *text = why(lane, got);
-            if (text)
-                wrong = hand(todo, lane, lane->tls_fd, lane->link, "close", text);
-            else if (PyErr_Occurred())
-                wrong = -1;
-            break;
-        }
-        wrong = deliver(lane, lane->engine->buffer, (size_t)got, todo);
-        if (got < RECORD && !SSL_has_pending(lane->ssl))
-            break;
-    }
-    if (reads >= READS)
+    do {
+        size_t size = 0;
+        do {
+            if (reads++ == READS)
+                SSL_set_read_ahead(lane->ssl, 0);  /* what OpenSSL holds, and the rest of that record, but no more */
+            ERR_clear_error();
+            errno = 0;
+            got = SSL_read(lane->ssl, buffer + size, RECORD);
+            if (got > 0)
+                size += (size_t)got;
+        } while (got > 0 && size <= sizeof lane->engine->buffer - RECORD && SSL_has_pending(lane->ssl));
+        PyObject *text = got > 0 ? NULL : why(lane, got);
+        wrong = deliver(lane, buffer, size, todo);
+        if (text && !wrong)
+            wrong = hand(todo, lane, lane->tls_fd, lane->link, "close", text);
+        else
+            Py_XDECREF(text);
+        if (PyErr_Occurred())
+            wrong = -1;
+    } while (!wrong && got > 0 && lane->handed != lane->engine->batch &&
+             (SSL_has_pending(lane->ssl) || (got == RECORD && reads < READS)));
+    if (reads > READS)
         SSL_set_read_ahead(lane->ssl, 1);
     return wrong;
 }
@@ -398,6 +425,7 @@ static PyObject *Engine_lane(Engine *engine, PyObject *args)
     lane->tls_fd = fd;
     lane->app_fd = -1;
     SSL_set_read_ahead(ssl, 1);
+    SSL_set_default_read_buffer_len(ssl, RECORDS * (RECORD + 256));
     return (PyObject *)lane;
 }
 

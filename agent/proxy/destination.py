@@ -74,6 +74,7 @@ class Destination:
         if link.closed:
             return
         link.owner = self
+        link.idle_since = time.monotonic()
         link.resume()
         if rest:
             self.received(link, rest)

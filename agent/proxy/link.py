@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from agent.proxy.relay import Relay
 
 BUFFER_BYTES = 64 * 1024
+MAX_HELD = 64  # frames; a relay stops after the first
 RECORD_BYTES = 16 * 1024  # a read that fills a TLS record suggests that more records wait
 READS_PER_WAKE = 8  # bounded, so that one bulk stream cannot starve the others of this worker
 TCP_INFO_BYTES = 104
@@ -74,6 +75,8 @@ class Link:
         """Write now or hold back; False when something is held back."""
         if self._held:
             self._held.append(bytes(data))
+            if len(self._held) > MAX_HELD:  # a peer that asks (PING) and never reads
+                self._loop.after(0, lambda: self.close("the peer does not read what it asked for"))
             return False
         try:
             self._tls.write(data)  # whole or not at all: Python leaves SSL_MODE_ENABLE_PARTIAL_WRITE off

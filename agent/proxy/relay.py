@@ -22,6 +22,8 @@ from agent.tunnel.frames import HEADER_BYTES, RECORD_DATA, ResetReason, data_hea
 # Four records in one write: fewer calls for bulk, and still within the bound on what one direction may hold.
 READ_BYTES = 4 * (RECORD_DATA + HEADER_BYTES) - HEADER_BYTES
 LINGER_RESET = struct.pack("ii", 1, 0)
+LINGER_NONE = struct.pack("ii", 0, 0)
+LAST_FRAME_LIMIT_S = 30.0
 
 Released = Callable[[Link, Sequence[Event]], None]
 Finished = Callable[[str], None]
@@ -30,10 +32,16 @@ CLOSE_ENDED = "ended"
 FROM_APP, TO_APP = 0, 1
 
 
-def abort(sock: socket.socket) -> None:
-    """Close with RST: whoever is at the other end must not take it for an orderly end."""
+def end_with_reset(sock: socket.socket) -> None:
+    """However this process ends, also by SIGKILL, the application sees a reset and never takes half an answer for a
+    whole one. Only an orderly end takes it back."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_RESET)
+
+
+def abort(sock: socket.socket) -> None:
+    """Close with RST: whoever is at the other end must not take it for an orderly end."""
+    end_with_reset(sock)
     sock.close()
 
 
@@ -75,6 +83,7 @@ class Relay:
         self._app_events = READ
         self._moved = array("q", (0, 0))
         self.latency = AddedLatency()
+        end_with_reset(app)
         link.owner = self
         loop.watch(app.fileno(), READ, self._app_ready)
         self._lane = link.begin_lane(app.fileno(), self, self._moved, self.latency.cells, is_source)
@@ -101,8 +110,14 @@ class Relay:
                 link.close(close_reason)  # after our last frame only dropping the tunnel tells the peer
                 return
             link.send(link.tunnel.reset(reason))
+            self._loop.after(LAST_FRAME_LIMIT_S, self._give_up)
         self._close_app(close_reason, orderly=False)
         self._settle()
+
+    def _give_up(self) -> None:
+        """The peer owes its last frame since our RESET; it must not hold the tunnel for ever."""
+        if self._link is not None:
+            self._link.close("the peer does not end the stream")
 
     # What is found, here or by the engine
 
@@ -294,6 +309,8 @@ class Relay:
         self._end_lane()
         self._loop.forget(self._app.fileno())
         if orderly:
+            with contextlib.suppress(OSError):
+                self._app.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
             self._app.close()
         else:
             self._pending.clear()

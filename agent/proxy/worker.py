@@ -8,20 +8,21 @@ import os
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent import channel
 from agent.config import Config
 from agent.identity import ExeFile, IdentityRule, needs_exe
-from agent.outcome import Outcome, socket_text, to_json
+from agent.outcome import Event, Outcome, Side, socket_text, to_json
 from agent.proxy.destination import Destination, reject
 from agent.proxy.handshake import Authenticated, Failure, Handshake
 from agent.proxy.link import Link
 from agent.proxy.listener import Listener
 from agent.proxy.loop import READ, Loop
 from agent.proxy.pool import Pool
-from agent.proxy.relay import abort
+from agent.proxy.relay import abort, end_with_reset
 from agent.proxy.reserve import Reserve
 from agent.proxy.shared import Shared, SocketFlows
 from agent.proxy.source import SourceStream
@@ -29,8 +30,12 @@ from agent.proxy.state import State, build
 from agent.proxy.who import Who
 from agent.snapshot import Snapshot, decode
 from agent.tunnel.stream import Role, Tunnel
+from policy.model import Reason
 
 log = logging.getLogger("underpass.proxy")
+
+FIRST_SNAPSHOT_LIMIT_S = 3.0
+FORGOTTEN_AFTER = 3  # times the idle limit of the opener's pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,8 @@ class Worker:
         loop.every(1.0, self._beat)
         loop.every(self._config.report_open_every, self._report_open)
         loop.every(1.0, self._ask_again)
+        loop.every(max(0.25, self._config.limits.idle_tunnel / 4), self._close_forgotten)
+        loop.after(FIRST_SNAPSHOT_LIMIT_S, self._listen_to_captures)
         channel.send(given.orders, {"type": "hello"})
         loop.run()
         return 0
@@ -165,15 +172,24 @@ class Worker:
         self._shared = Shared(
             self._loop, self._config, self._rules, self._files, given.socket_flows, self._who, self._report, state
         )
-        for sock in given.captures:
-            self._listeners.append(Listener(self._loop, sock, self._captured, self._exhausted))
+        self._listen_to_captures()
         self._listeners.append(Listener(self._loop, given.tunnels, self._tunnelled, self._exhausted))
         self._tell({"type": "ready"})
 
     # Connections
 
+    def _listen_to_captures(self) -> None:
+        """With the first snapshot; without one after a while, to refuse rather than leave applications hanging."""
+        if not self._listeners and not self._draining:
+            for sock in self._given.captures:
+                self._listeners.append(Listener(self._loop, sock, self._captured, self._exhausted))
+
     def _captured(self, sock: socket.socket) -> None:
-        assert self._shared is not None
+        end_with_reset(sock)
+        if self._shared is None:
+            self._report(refused_without_policy(self._config.host))
+            abort(sock)
+            return
         try:
             SourceStream(self._shared, self._pool, sock).start()
         except Exception as error:  # noqa: BLE001 - a defect met by one connection must not close the listener
@@ -228,6 +244,13 @@ class Worker:
             for stream in list(self._shared.live):
                 stream.report_open()
 
+    def _close_forgotten(self) -> None:
+        """Tunnels that a peer opened and does not use; its own pool closes them much earlier."""
+        oldest = time.monotonic() - FORGOTTEN_AFTER * self._config.limits.idle_tunnel
+        for link in list(self._links):
+            if isinstance(link.owner, Destination) and link.idle_since < oldest:
+                link.close("idle")
+
     def _unplanned(self, fd: int, error: Exception) -> None:
         """A defect: say where, cut the one connection it happened to, go on with the others."""
         self._defect(error)
@@ -257,6 +280,12 @@ class Worker:
             for stream in list(self._shared.live):
                 stream.shut("the proxy ends")
         self._loop.stopped = True
+
+
+def refused_without_policy(host: str) -> Outcome:
+    return Outcome(
+        event=Event.DENY, time=time.time(), host=host, side=Side.SOURCE, verdict="deny", reason=Reason.NO_POLICY.value
+    )  # fmt: skip
 
 
 def _peer_of(sock: socket.socket) -> str:

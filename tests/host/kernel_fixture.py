@@ -210,6 +210,11 @@ class Kernel:
         value = self.map("socket_flows").lookup(sock.fileno().to_bytes(4, sys.byteorder))
         return records.unpack_flow(value) if value else None
 
+    def mark(self, listener: socket.socket) -> None:
+        """As the supervisor does with the agent's capture listeners."""
+        address = ip_address(listener.getsockname()[0])
+        self.map("socket_flows").update(listener.fileno().to_bytes(4, sys.byteorder), records.listening(address))
+
     def close(self) -> None:
         for child in self.children:
             child.kill()

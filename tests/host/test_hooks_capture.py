@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -41,6 +42,7 @@ def proxy(kernel: Kernel, count: int = 1, address: str = "127.0.0.1", listen: bo
 
     def body(talk: Connection) -> list[Flow | None]:
         with socket.create_server((address, CAPTURE_PORT), family=family_of(address), backlog=64) as listener:
+            kernel.mark(listener)
             talk.send("listening")
             flows = []
             for _ in range(count):
@@ -117,7 +119,7 @@ def test_nobody_listening_refuses_the_connect_and_leaves_no_entry(kernel: Kernel
     kernel.protect(V4, 2004)
     before = kernel.exits()
     assert kernel.run(lambda: connect(V4, 2004)) == errno.ECONNREFUSED
-    assert moved(before, kernel.exits()) == {"captured": 1, "published": 1, "withdrawn": 1}
+    assert moved(before, kernel.exits()) == {"no_proxy": 1}
     assert kernel.flows() == []
 
 
@@ -296,6 +298,7 @@ def test_a_connect_given_up_is_withdrawn(kernel: Kernel) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(("127.0.0.1", CAPTURE_PORT))
             sock.listen(0)
+            kernel.mark(sock)
             talk.send("listening")
             talk.recv()
 
@@ -323,6 +326,7 @@ def test_a_full_table_refuses_and_counts(new_kernel: NewKernel) -> None:
     kernel = new_kernel(max_flows=16)
     kernel.install()
     kernel.protect(V4, 2020)
+    proxy(kernel)
     kernel.fill_flows()
     assert kernel.run(lambda: connect(V4, 2020)) == errno.EPERM
     assert kernel.exits()["full"] == 1
@@ -346,3 +350,26 @@ def test_a_full_ring_loses_a_record_and_counts_it(new_kernel: NewKernel) -> None
     assert all(refusal.rule == 9 for refusal in kept)
     kernel.run(lambda: connect(V4, 2021))
     assert len(refusals(kernel)) == 1, "once read, there is room again"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_whoever_takes_the_agents_port_is_given_nothing(kernel: Kernel, address: str) -> None:
+    """While no agent runs any process can listen there: it must not be taken for the proxy."""
+    dialled = V4 if address == "127.0.0.1" else V6
+    kernel.protect(dialled, 2030)
+
+    def thief(talk: Connection) -> bool:
+        with socket.create_server((address, CAPTURE_PORT), family=family_of(address)) as listener:
+            listener.settimeout(0.5)
+            talk.send("listening")
+            with contextlib.suppress(TimeoutError):
+                listener.accept()
+                return True
+            return False
+
+    far = kernel.start(thief, "server")
+    far.receive()
+    before = kernel.exits()
+    assert kernel.run(lambda: connect(dialled, 2030)) == errno.ECONNREFUSED
+    assert moved(before, kernel.exits()) == {"no_proxy": 1}
+    assert far.result() is False

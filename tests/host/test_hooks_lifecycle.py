@@ -253,6 +253,7 @@ def test_an_agent_outside_of_the_root_takes_part_in_handing_over(new_kernel: New
 
     def proxy(talk: Connection) -> Any:
         with socket.create_server(("127.0.0.1", CAPTURE_PORT)) as listener:
+            kernel.mark(listener)
             talk.send("listening")
             return kernel.note(listener.accept()[0])
 

@@ -127,7 +127,7 @@ def test_the_tables_say_who_may(running: Running) -> None:
     service = records.SERVICE.unpack(kernel.map("services").lookup(KEY) or b"")
     assert records.unpack_address(service[0]) == ip_address(V4), "the address this host would use toward it"
     assert kernel.run(connect, "app") == errno.ECONNREFUSED, "captured, and no proxy listens"
-    assert kernel.exits()["captured"] == 1
+    assert kernel.exits()["no_proxy"] == 1
     assert kernel.run(connect, "server") == errno.EPERM, "no identity"
     assert kernel.exits()["denied"] == 1
 

@@ -77,9 +77,12 @@ class Proxy:
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self.worker.run), threading.Thread(target=self._answer)]
 
-    def start(self, snapshot: Snapshot) -> None:
+    def run(self) -> None:
         for thread in self._threads:
             thread.start()
+
+    def start(self, snapshot: Snapshot) -> None:
+        self.run()
         self.give(snapshot)
         wait_until(lambda: self.told("ready"))
 
@@ -100,7 +103,8 @@ class Proxy:
         channel.send(self._ends["status"][1], {"type": "wake"})  # it would sleep for up to a second
         self._stop.set()
         for thread in self._threads:
-            thread.join(WAIT_S)
+            if thread.ident is not None:
+                thread.join(WAIT_S)
         for pair in self._ends.values():
             for end in pair:
                 end.close()
@@ -188,14 +192,15 @@ class Pair:
 
 
 @contextlib.contextmanager
-def running(limits: str = "", ways: tuple[str, str] | None = None) -> Iterator[Pair]:
+def running(limits: str = "", ways: tuple[str, str] | None = None, start: bool = True) -> Iterator[Pair]:
     """`ways`: how a and b carry bytes, each one of WAYS; as the machine has it when not given."""
     with contextlib.ExitStack() as stack:
         if ways is not None:
             stack.enter_context(mock.patch("agent.proxy.loop.engine.make", _makers(ways)))
         pair = Pair(limits)
     with mock.patch("agent.proxy.state.load_directory", return_value=pair.directory()):
-        pair.start()
+        if start:
+            pair.start()
         try:
             yield pair
         finally:

@@ -9,6 +9,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 
@@ -332,3 +333,45 @@ def test_a_200_connection_storm_leaves_nothing_behind(pair: Pair) -> None:
             sock.close()
     wait_until(lambda: len(pair.a.ended()) == 200 and len(pair.b.ended()) == 200)
     assert not pair.a.worker._shared.live if pair.a.worker._shared else False
+
+
+def test_without_a_policy_a_connection_is_refused_and_not_left_hanging() -> None:
+    with running(start=False) as pair, mock.patch("agent.proxy.worker.FIRST_SNAPSHOT_LIMIT_S", 0.2):
+        pair.a.run()
+        client = pair.dial()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        wait_until(lambda: pair.a.ended("deny"))
+        assert pair.a.ended("deny")[0]["reason"] == "no_policy"
+        pair.a.give(pair.snapshot("a"))
+        pair.b.run()
+        pair.b.give(pair.snapshot("b"))
+        wait_until(lambda: pair.a.told("ready"))
+        wait_until(lambda: pair.b.told("ready"))
+        connected, server = pair.connect()
+        connected.sendall(b"now")
+        assert server.recv(100) == b"now"
+
+
+def test_a_peer_that_never_reads_its_pongs_is_dropped(pair: Pair) -> None:
+    client, server = pair.connect()
+    client.close()
+    assert server.recv(1) == b""
+    server.close()
+    wait_until(lambda: pair.b.ended())
+    [link] = pair.b.worker._links
+    for _ in range(200):
+        link._held.append(b"held")
+        link.send(b"more")
+    wait_until(lambda: link.closed)
+
+
+def test_a_proxy_that_is_killed_resets_its_applications(pair: Pair) -> None:
+    client, server = pair.connect()
+    client.sendall(b"live")
+    assert server.recv(100) == b"live"
+    for proxy in (pair.a, pair.b):
+        assert proxy.worker._shared
+        [stream] = proxy.worker._shared.live
+        linger = stream._app.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)  # type: ignore[attr-defined]
+        assert struct.unpack("ii", linger) == (1, 0)  # what the kernel goes by when the process is gone
