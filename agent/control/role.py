@@ -89,6 +89,7 @@ class Control:
         self._read_when_ready(loop, self._given.status, self._from_supervisor)
         for name, orders in self._given.orders.items():
             self._read_when_ready(loop, orders, lambda name=name: self._order(name))  # type: ignore[misc]
+        self._tick()  # the rings hold ids, and only policy and services know their names
         for ring, step in ((self._given.refusals, self._refused), (self._given.closes, self._closed)):
             loop.add_reader(ring, step)
             step()  # what happened while no control was there
