@@ -375,3 +375,29 @@ def test_a_proxy_that_is_killed_resets_its_applications(pair: Pair) -> None:
         [stream] = proxy.worker._shared.live
         linger = stream._app.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)  # type: ignore[attr-defined]
         assert struct.unpack("ii", linger) == (1, 0)  # what the kernel goes by when the process is gone
+
+
+def test_a_tunnel_that_its_opener_forgot_is_closed() -> None:
+    with running("limits: {idle_tunnel: 60s}\n") as pair, mock.patch("agent.proxy.worker.FORGOTTEN_AFTER", 0):
+        # The opener's own pool would keep it for 60 s, longer than wait_until waits; the destination looks every 15 s.
+        client, server = pair.connect()
+        client.close()
+        assert server.recv(1) == b""
+        server.close()
+        wait_until(lambda: pair.b.ended())
+        [link] = pair.b.worker._links
+        wait_until(lambda: link.closed)
+
+
+def test_a_peer_that_does_not_end_a_reset_stream_loses_the_tunnel(pair: Pair) -> None:
+    client, server = pair.connect()
+    client.sendall(b"live")
+    assert server.recv(100) == b"live"
+    assert pair.a.worker._shared
+    [stream] = pair.a.worker._shared.live
+    link = stream._relay._link  # type: ignore[attr-defined]
+    pair.b.worker._loop.stopped = True  # it takes nothing in any more
+    with mock.patch("agent.proxy.relay.LAST_FRAME_LIMIT_S", 0.2):
+        pair.b._threads[0].join(5)
+        abort(client)
+        wait_until(lambda: link.closed)
