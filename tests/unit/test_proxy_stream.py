@@ -378,8 +378,8 @@ def test_a_proxy_that_is_killed_resets_its_applications(pair: Pair) -> None:
 
 
 def test_a_tunnel_that_its_opener_forgot_is_closed() -> None:
-    with running("limits: {idle_tunnel: 60s}\n") as pair, mock.patch("agent.proxy.worker.FORGOTTEN_AFTER", 0):
-        # The opener's own pool would keep it for 60 s, longer than wait_until waits; the destination looks every 15 s.
+    with running("limits: {idle_tunnel: 24s}\n") as pair, mock.patch("agent.proxy.worker.FORGOTTEN_AFTER", 0):
+        # The opener's own pool would keep it for 24 s, longer than wait_until waits; the destination looks every 6 s.
         client, server = pair.connect()
         client.close()
         assert server.recv(1) == b""
