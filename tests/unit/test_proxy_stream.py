@@ -338,9 +338,8 @@ def test_a_200_connection_storm_leaves_nothing_behind(pair: Pair) -> None:
 def test_without_a_policy_a_connection_is_refused_and_not_left_hanging() -> None:
     with running(start=False) as pair, mock.patch("agent.proxy.worker.FIRST_SNAPSHOT_LIMIT_S", 0.2):
         pair.a.run()
-        client = pair.dial()
         with pytest.raises(ConnectionResetError):
-            client.recv(1)
+            pair.dial().recv(1)
         wait_until(lambda: pair.a.ended("deny"))
         assert pair.a.ended("deny")[0]["reason"] == "no_policy"
         pair.a.give(pair.snapshot("a"))
